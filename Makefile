@@ -1,0 +1,28 @@
+# What people and CI run. Everything below is one line here; how it is done stands in tests/ and demo/.
+
+# What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny.
+export CISTERN_CACHE ?= $(HOME)/.cache/cistern
+
+.PHONY: help build demo test lint unit sanity local setup fresh
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':[^#]*## ' '/^[a-z ]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the program, as released: target/release/cistern
+	cargo build --release --locked
+
+demo: ## see it work, on this machine
+	demo/run
+
+test: setup ## everything that CI runs; closes with "N passed, N failed"
+	tests/run
+
+lint unit sanity local: setup ## one layer of it
+	tests/run $@
+
+setup: ## install and build what the tests need (Debian or Ubuntu, as root)
+	tests/setup
+
+fresh: ## demo and test of the last commit in a bare Debian, made for it and removed
+	tests/fresh

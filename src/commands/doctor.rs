@@ -1,0 +1,80 @@
+//! `cistern doctor`: what this machine lacks, what is orphaned, and the command that mends it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use cistern::machine::command::Tool;
+use cistern::proto::internal::DescribeRequest;
+
+use super::people::ask;
+use super::{Done, Output, PeopleArgs};
+
+/// One thing that is not as it should be.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    mend: String,
+}
+
+/// Carries the command out. The exit code says whether all is well.
+pub fn main(args: &PeopleArgs) -> Done {
+    let findings: Vec<Finding> = missing_tools().chain(missing_kernel()).chain(troubles(args)).collect();
+    match args.output() {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        Output::Table if findings.is_empty() => println!("all is well"),
+        Output::Table => {
+            for Finding { what, mend } in &findings {
+                println!("{what}\n    {mend}");
+            }
+        }
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn missing_tools() -> impl Iterator<Item = Finding> {
+    Tool::ALL.into_iter().filter(|tool| tool.find().is_none()).map(|tool| Finding {
+        what: format!("{} is not installed", tool.name()),
+        mend: format!("apt-get install {}", tool.package()),
+    })
+}
+
+/// File systems are looked for in what the kernel has now; a module may still be loaded at the first mount.
+fn missing_kernel() -> impl Iterator<Item = Finding> {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let has = move |fs: &str| known.lines().any(|line| line.split_whitespace().last() == Some(fs));
+    let file_systems = ["ext4", "xfs", "btrfs"].into_iter().filter(move |fs| !has(fs)).map(|fs| Finding {
+        what: format!("the kernel does not have {fs} loaded"),
+        mend: format!("modprobe {fs}"),
+    });
+    let no_loop = !Path::new("/dev/loop-control").exists();
+    let loops = no_loop
+        .then(|| Finding { what: "the kernel has no loop devices".to_owned(), mend: "modprobe loop".to_owned() });
+    file_systems.chain(loops)
+}
+
+fn troubles(args: &PeopleArgs) -> Vec<Finding> {
+    let answer = match ask(args, DescribeRequest::default()) {
+        Ok(answer) => answer,
+        Err(error) => {
+            return vec![Finding { what: error.to_string(), mend: "cistern serve".to_owned() }];
+        }
+    };
+    let mut findings = Vec::new();
+    for pool in answer.pools {
+        if !pool.down.is_empty() {
+            let mend = format!("mend the cause below {}; the server tries again by itself", pool.place);
+            findings.push(Finding { what: format!("pool {} is down: {}", pool.name, pool.down), mend });
+        }
+        for trouble in pool.troubles {
+            let mend = format!(
+                "look at {} in {}: give back what is missing and start the server anew, or delete the volume or move the \
+                 stray file away",
+                trouble.key, pool.place
+            );
+            findings.push(Finding { what: format!("pool {}: {}: {}", pool.name, trouble.key, trouble.what), mend });
+        }
+    }
+    findings
+}

@@ -1,0 +1,104 @@
+//! The commands, their flags and help.
+
+mod doctor;
+mod people;
+mod serve;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use cistern::domain::error::chain;
+
+/// Storage pools for virtual machines on Kubernetes: a CSI driver.
+///
+/// `cistern serve` is everything on one machine: it makes volumes in the pools of pools.yaml, or in one pool of its own,
+/// and serves CSI on a unix socket. The other commands ask a server that runs on this machine.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve CSI (Identity, Controller and Node) for this machine on one unix socket
+    Serve(serve::ServeArgs),
+    /// Show pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Show volumes
+    #[command(subcommand)]
+    Volume(ListCommand),
+    /// Show snapshots
+    #[command(subcommand)]
+    Snapshot(ListCommand),
+    /// Tell what this machine lacks, what is orphaned, and the command that mends it
+    Doctor(PeopleArgs),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum PoolCommand {
+    /// List the pools with their stores, sizes and troubles
+    Ls(PeopleArgs),
+}
+
+#[derive(Subcommand)]
+enum ListCommand {
+    /// List them all
+    Ls(PeopleArgs),
+}
+
+/// What all commands that ask a server have.
+#[derive(Args)]
+struct PeopleArgs {
+    /// The server's socket
+    #[arg(long, env = "CISTERN_ENDPOINT", default_value = serve::DEFAULT_ENDPOINT, value_parser = serve::parse_endpoint)]
+    endpoint: PathBuf,
+    /// How to print: a table on a terminal, JSON elsewhere, unless it is said here
+    #[arg(short, long)]
+    output: Option<Output>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+impl PeopleArgs {
+    fn output(&self) -> Output {
+        let fitting = if std::io::stdout().is_terminal() { Output::Table } else { Output::Json };
+        self.output.unwrap_or(fitting)
+    }
+}
+
+/// Reads the command line and carries it out.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve::main(&args),
+        Command::Pool(PoolCommand::Ls(args)) => people::pools(&args),
+        Command::Volume(ListCommand::Ls(args)) => people::volumes(&args),
+        Command::Snapshot(ListCommand::Ls(args)) => people::snapshots(&args),
+        Command::Doctor(args) => doctor::main(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "cistern", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("cistern: {}", chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+/// How a command ends.
+type Done = Result<ExitCode, Box<dyn std::error::Error>>;

@@ -1,0 +1,186 @@
+//! Stage records: what this node did for a volume, written before it is done, so that the way back asks nobody.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Node;
+use crate::domain::volume::Content;
+use crate::domain::{AccessMode, Id};
+use crate::machine::file;
+use crate::share::connect::Made;
+use crate::share::{Connection, Ticket};
+
+/// The newest format that this version writes.
+const FORMAT: u32 = 1;
+
+/// What this node did, or is about to do, for one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// The format it is written in.
+    pub format: u32,
+    /// The volume.
+    pub volume: Id,
+    /// Where it is staged.
+    pub staging: PathBuf,
+    /// How it was staged.
+    pub access: RecordedAccess,
+    /// By whom at a time.
+    pub mode: AccessMode,
+    /// The way to it.
+    pub connection: Connection,
+    /// Where it is published.
+    pub targets: Vec<TargetRecord>,
+}
+
+/// How a volume was staged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordedAccess {
+    /// As a device.
+    Block,
+    /// As a mounted file system.
+    Mount {
+        /// With these options.
+        flags: Vec<String>,
+        /// For this group.
+        group: Option<u32>,
+    },
+}
+
+/// One place where a volume is published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetRecord {
+    /// Where.
+    pub path: PathBuf,
+    /// Whether it may only be read there.
+    pub read_only: bool,
+    /// A device of its own, which refuses writes.
+    pub device: Option<Made>,
+}
+
+/// What is known of a volume here.
+pub type Recorded = Option<StageRecord>;
+
+/// A stage record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It cannot be read.
+    #[error("reading the stage record {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not one that this version knows.
+    #[error("the stage record {}: {why}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// It is not on the disk.
+    #[error("writing the stage record {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Node {
+    /// What is known of the volume on this node.
+    pub(super) fn recorded(&self, volume: &Id) -> Result<Recorded, RecordError> {
+        let path = self.path_of(volume);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Read { path, source }),
+        };
+        parse(&text).map(Some).map_err(|why| RecordError::Unreadable { path, why })
+    }
+
+    /// Writes what is known of the volume.
+    pub(super) fn save(&self, record: &StageRecord) -> Result<(), RecordError> {
+        let path = self.path_of(&record.volume);
+        let failed = |source| RecordError::Write { path: path.clone(), source };
+        let text = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
+        std::fs::create_dir_all(&self.records).map_err(failed)?;
+        file::write_atomically(&self.records, &file_name(&record.volume), &text)
+            .map_err(|error| failed(std::io::Error::other(error)))
+    }
+
+    /// Forgets the volume.
+    pub(super) fn forget(&self, volume: &Id) -> Result<(), RecordError> {
+        let path = self.path_of(volume);
+        match file::remove_durably(&path) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(RecordError::Write { path, source: std::io::Error::other(error) }),
+        }
+    }
+
+    fn path_of(&self, volume: &Id) -> PathBuf {
+        self.records.join(file_name(volume))
+    }
+}
+
+impl StageRecord {
+    /// The record of a volume that nothing was done for yet.
+    pub(super) fn new(stage: &super::Stage) -> StageRecord {
+        StageRecord {
+            format: FORMAT,
+            volume: stage.volume,
+            staging: stage.path.clone(),
+            access: RecordedAccess::of(&stage.capability.access),
+            mode: stage.capability.mode,
+            connection: Connection::new(stage.ticket.clone()),
+            targets: Vec::new(),
+        }
+    }
+
+    /// The target at this path.
+    pub(super) fn target(&self, path: &Path) -> Option<&TargetRecord> {
+        self.targets.iter().find(|target| target.path == path)
+    }
+
+    /// The way to the device that a target has for itself: over the same bytes, and refusing writes.
+    pub(super) fn own_connection(&self, target: &TargetRecord) -> Option<Connection> {
+        let ticket = Ticket { read_only: true, content: Content::Block, ..self.connection.ticket.clone() };
+        target.device.map(|made| Connection { ticket, made })
+    }
+
+    /// Whether the volume is staged or published at this path.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        self.staging == path || self.target(path).is_some()
+    }
+}
+
+impl RecordedAccess {
+    pub(super) fn of(access: &crate::domain::request::Access) -> RecordedAccess {
+        match access {
+            crate::domain::request::Access::Block => RecordedAccess::Block,
+            crate::domain::request::Access::Mount(mount) => {
+                RecordedAccess::Mount { flags: mount.flags.clone(), group: mount.group }
+            }
+        }
+    }
+}
+
+fn file_name(volume: &Id) -> String {
+    format!("{}.{}.json", volume.store, volume.key)
+}
+
+fn parse(text: &[u8]) -> Result<StageRecord, String> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let Format { format } = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if format > FORMAT {
+        return Err(format!("it has format {format}, and this version knows {FORMAT}"));
+    }
+    serde_json::from_slice(text).map_err(|error| error.to_string())
+}

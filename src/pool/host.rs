@@ -1,0 +1,192 @@
+//! A machine in its role of serving stores: its pools as their owner wrote them, and the stores they are.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::operations::resume_all;
+use super::record::Record;
+use super::records::{Entry, RecordError, State};
+use super::store::{Store, StoreError, Surroundings};
+use super::tasks::Tasks;
+use crate::domain::error::chain;
+use crate::domain::{Key, MediumSpec, NodeName, PoolName, PoolSpec, StoreId};
+use crate::medium::Medium;
+use crate::medium::dir::Dir;
+use crate::share::local::LocalTarget;
+
+/// A machine in its role of serving stores.
+pub struct Host {
+    around: Surroundings,
+    pools: RwLock<BTreeMap<PoolName, Pool>>,
+}
+
+/// A pool and what became of it on this host.
+#[derive(Clone)]
+pub struct Pool {
+    /// As its owner wrote it.
+    pub spec: PoolSpec,
+    /// Its store, or why there is none.
+    pub store: Result<Arc<Store>, String>,
+}
+
+/// The pool or store that a call needs is not there now.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// No pool has this name.
+    #[error("there is no pool {0}")]
+    NoSuchPool(PoolName),
+    /// The pool's store could not be opened.
+    #[error("pool {pool} cannot be used: {why}")]
+    PoolDown {
+        /// The pool.
+        pool: PoolName,
+        /// Why its store is not open.
+        why: String,
+    },
+    /// Nobody has seen this store since start.
+    #[error("store {0} is not here; a store that is not known is never taken for lost")]
+    StoreUnseen(StoreId),
+}
+
+impl Host {
+    /// The host of this name, with no pools yet. What is not in a store is kept below `data`.
+    pub fn new(name: NodeName, data: PathBuf, tasks: Tasks) -> Host {
+        Host { around: Surroundings { host: name, data, tasks }, pools: RwLock::default() }
+    }
+
+    /// The machine's name.
+    pub fn name(&self) -> &NodeName {
+        &self.around.host
+    }
+
+    /// Makes the pools those of the list: opens what is new, tries again what could not be opened, takes over changed
+    /// limits, lets go of what is gone. A pool that cannot be opened holds up no other.
+    pub fn apply(&self, specs: Vec<PoolSpec>) {
+        let mut before = self.read().clone();
+        let mut after = BTreeMap::new();
+        for spec in specs {
+            let store = match before.remove(&spec.name) {
+                Some(Pool { spec: old, store: Ok(store) }) if old.medium == spec.medium => {
+                    store.reconfigure(&spec);
+                    Ok(store)
+                }
+                other => {
+                    // an open store is let go of before its place is opened anew
+                    self.write().remove(&spec.name);
+                    let said = other.and_then(|pool| pool.store.err());
+                    self.open(&spec, said)
+                }
+            };
+            after.insert(spec.name.clone(), Pool { spec, store });
+        }
+        *self.write() = after;
+    }
+
+    /// Tries again what could not be opened.
+    pub fn retry(&self) {
+        let down: Vec<Pool> = self.pools().into_iter().filter(|pool| pool.store.is_err()).collect();
+        for Pool { spec, store } in down {
+            let store = self.open(&spec, store.err());
+            self.write().insert(spec.name.clone(), Pool { spec, store });
+        }
+    }
+
+    /// Opens the pool's store. What was said of it last time is not logged again.
+    fn open(&self, spec: &PoolSpec, said: Option<String>) -> Result<Arc<Store>, String> {
+        let opened = open_medium(&spec.medium)
+            .and_then(|medium| Store::open(spec, medium, Box::new(LocalTarget), &self.around));
+        match opened {
+            Ok(store) => {
+                tracing::info!(pool = %spec.name, store = %store.id, "pool is open");
+                for (key, trouble) in store.troubles() {
+                    tracing::warn!(pool = %spec.name, %key, trouble, "kept, and left alone");
+                }
+                resume_all(&store);
+                Ok(store)
+            }
+            Err(error) => {
+                let why = chain(&error);
+                if said.as_ref() != Some(&why) {
+                    tracing::error!(pool = %spec.name, error = why, "pool cannot be opened; it is tried again");
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// The pools and what became of them.
+    pub fn pools(&self) -> Vec<Pool> {
+        self.read().values().cloned().collect()
+    }
+
+    /// The open stores, in the order of their ids.
+    pub fn stores(&self) -> Vec<Arc<Store>> {
+        let mut stores: Vec<_> = self.read().values().filter_map(|pool| pool.store.as_ref().ok().cloned()).collect();
+        stores.sort_by_key(|store| store.id);
+        stores
+    }
+
+    /// The store with this identity.
+    pub fn store(&self, id: &StoreId) -> Result<Arc<Store>, Unavailable> {
+        let mut stores = self.stores().into_iter();
+        stores.find(|store| store.id == *id).ok_or(Unavailable::StoreUnseen(*id))
+    }
+
+    /// The store of this pool.
+    pub fn store_of_pool(&self, pool: &PoolName) -> Result<Arc<Store>, Unavailable> {
+        match self.read().get(pool) {
+            None => Err(Unavailable::NoSuchPool(pool.clone())),
+            Some(Pool { store: Ok(store), .. }) => Ok(Arc::clone(store)),
+            Some(Pool { store: Err(why), .. }) => Err(Unavailable::PoolDown { pool: pool.clone(), why: why.clone() }),
+        }
+    }
+
+    /// What is ready under this key, in whatever store it is.
+    pub(super) fn find_anywhere(&self, key: &Key) -> Result<Option<(Arc<Store>, Arc<Record>)>, RecordError> {
+        for store in self.stores() {
+            if let Some(Entry { state: State::Ready, record }) = store.records.get(key)? {
+                return Ok(Some((store, record)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The other pool that has something under this key.
+    pub(super) fn other_pool_with(&self, key: &Key, but: &Store) -> Result<Option<PoolName>, RecordError> {
+        for store in self.stores().into_iter().filter(|store| store.id != but.id) {
+            if store.records.get(key)?.is_some() {
+                return Ok(Some(store.pool.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Measures every store, and reserves again what thick pieces lost. For the background.
+    pub fn tend(&self) {
+        for store in self.stores() {
+            if let Err(error) = store.measure() {
+                tracing::warn!(pool = %store.pool, error = %chain(&error), "measuring");
+            }
+        }
+    }
+
+    /// Lets go of all stores. What nobody uses is unmounted.
+    pub fn close(&self) {
+        self.write().clear();
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<PoolName, Pool>> {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<PoolName, Pool>> {
+        self.pools.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open_medium(spec: &MediumSpec) -> Result<Box<dyn Medium>, StoreError> {
+    match spec {
+        MediumSpec::Dir(spec) => Ok(Box::new(Dir::open(spec)?)),
+    }
+}

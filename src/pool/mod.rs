@@ -1,0 +1,16 @@
+//! Pools at work on their host: stores, records, guards, operations, jobs, capacity, recovery. Synchronous throughout; it
+//! knows no CSI and no Kubernetes, and reaches pieces only through [`crate::medium`] and [`crate::share::target`].
+
+pub mod capacity;
+pub mod guards;
+pub mod host;
+pub mod jobs;
+pub mod operations;
+pub mod record;
+pub mod records;
+pub mod recovery;
+pub mod store;
+pub mod tasks;
+
+pub use host::{Host, Unavailable};
+pub use store::Store;
