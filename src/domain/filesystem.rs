@@ -12,7 +12,7 @@ pub enum FsType {
     Ext4,
     /// XFS; its tools refuse less than 300 MiB.
     Xfs,
-    /// Btrfs; its tools refuse less than about 110 MiB.
+    /// Btrfs; from 256 MiB up.
     Btrfs,
 }
 
@@ -34,12 +34,14 @@ impl FsType {
         FsType::ALL.into_iter().find(|fs| fs.as_str() == name)
     }
 
-    /// The smallest volume, in bytes, that the file system's own tools accept.
+    /// The smallest volume, in bytes, that the file system can be made in and grown from.
     pub fn smallest(self) -> u64 {
         match self {
-            FsType::Ext4 => 4 * MIB,
+            // below it there is no room for a journal of blocks of 4 KiB
+            FsType::Ext4 => 8 * MIB,
             FsType::Xfs => 300 * MIB,
-            FsType::Btrfs => 128 * MIB,
+            // the kernel resizes to nothing smaller, so what is smaller could not grow a little
+            FsType::Btrfs => 256 * MIB,
         }
     }
 

@@ -184,11 +184,10 @@ impl Command {
         let status = wait(child, limit).map_err(|source| self.not_started(source))?;
         let ((stdout, cut), (stderr, _)) = (stdout.finish().into_text(), stderr.finish().into_text());
         let output = Output { stdout, stderr };
-        let Some(status) = status else {
-            return Err(CommandError::TimedOut { limit, evidence: self.evidence(output) });
-        };
-        self.log(End::from(status), began);
-        match End::from(status) {
+        let end = status.map_or(End::Killed(Signal::KILL.as_raw()), End::from);
+        self.log(end, began);
+        match end {
+            _ if status.is_none() => Err(CommandError::TimedOut { limit, evidence: self.evidence(output) }),
             End::Exited(0) if cut => Err(self.not_understood("a report of at most 64 MiB", &output)),
             End::Exited(0) => Ok(output),
             end => Err(CommandError::Failed { end, evidence: self.evidence(output) }),

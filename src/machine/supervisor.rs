@@ -2,7 +2,7 @@
 //!
 //! It is our own binary, started by [`Command::change`](super::command::Command::change) with the open lock file of the
 //! operation as its stdin. It leaves the daemon's session, runs the program to its end with nothing on stdin, and then
-//! prints one [`Report`] for the daemon, if that is still there. The lock is free when both have gone, so what was begun
+//! prints one report for the daemon, if that is still there. The lock is free when both have gone, so what was begun
 //! is never cut in two by the end of the daemon, and the next daemon never races it.
 //!
 //! The supervisor reads what the program prints and keeps the last of it, so neither a daemon that does not read nor one

@@ -222,10 +222,10 @@ impl Store {
     }
 
     /// A lock for a tool that changes this key's piece: held until the tool has ended, whatever becomes of this process.
-    pub(super) fn tool_lock(&self, key: &Key) -> Result<File, StoreError> {
+    pub(super) fn tool_lock(&self, key: &Key) -> Result<ToolLock, StoreError> {
         let path = self.tool_lock_path(key);
         let file = File::create(&path).map_err(failed("making", &path))?;
-        if try_lock(&file, &path)? { Ok(file) } else { Err(StoreError::Taken { home: path }) }
+        if try_lock(&file, &path)? { Ok(ToolLock { file, path }) } else { Err(StoreError::Taken { home: path }) }
     }
 
     /// Records and pieces that start-up could not bring together, and those whose record cannot be read.
@@ -297,6 +297,29 @@ impl Store {
         self.ledger.release(before);
         self.ledger.count(after);
         std::fs::remove_file(lock).map_err(failed("removing", lock))
+    }
+}
+
+/// The lock under which a tool works. It is gone when the tool has ended and this is dropped; if this process is killed
+/// meanwhile the next one finds it.
+#[derive(Debug)]
+pub(super) struct ToolLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl std::ops::Deref for ToolLock {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for ToolLock {
+    fn drop(&mut self) {
+        // one that stays is removed at the next start
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -143,9 +143,9 @@ impl Clone<'_> {
             Change::Begun => {}
             Change::NotBegun => self.replay()?,
         }
-        // an image needs -f; for a block device that changes nothing
+        let image = if self.path.is_file() { &["-f"][..] } else { &[] };
         let uuid = format!("uuid {}", self.new);
-        self.call(Command::new(Tool::XfsDb).args(["-x", "-f", "-c", &uuid]).arg(self.path))?;
+        self.call(Command::new(Tool::XfsDb).args(image).args(["-x", "-c", &uuid]).arg(self.path))?;
         if self.xfs_change()? == Change::Done { Ok(()) } else { Err(self.unchanged()) }
     }
 

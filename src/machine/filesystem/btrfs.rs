@@ -102,6 +102,9 @@ fn seal(bytes: &mut [u8]) {
 mod tests {
     use super::*;
 
+    /// What is done to a superblock.
+    type Spoil = fn(&mut [u8]);
+
     const OLD: [u8; 16] = [7; 16];
 
     fn superblock() -> Vec<u8> {
@@ -123,7 +126,7 @@ mod tests {
     #[test]
     fn only_a_sealed_superblock_at_its_place_is_sound() {
         assert_eq!(parse(&superblock()), sound(OLD, false));
-        let cases: [(fn(&mut [u8]), bool, Superblock); 8] = [
+        let cases: [(Spoil, bool, Superblock); 8] = [
             (|bytes| bytes[0x40] = b'!', true, Superblock::Absent),
             (|bytes| bytes[0x60] = 1, true, sound(OLD, true)),
             (|bytes| bytes[0x71] ^= 1, false, Superblock::Foreign("damaged btrfs")),

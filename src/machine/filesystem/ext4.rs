@@ -33,6 +33,10 @@ pub fn parse(bytes: &[u8]) -> Superblock {
     if incompatible & !INCOMPATIBLE_OF_EXT3 == 0 && read_only & !READ_ONLY_OF_EXT3 == 0 {
         return Superblock::Foreign(if compatible & HAS_JOURNAL == 0 { "ext2" } else { "ext3" });
     }
+    if compatible & HAS_JOURNAL == 0 {
+        // also what mke2fs makes where a journal does not fit
+        return Superblock::Foreign("ext4 without a journal");
+    }
     if read_only & METADATA_CSUM != 0 && crc32c::register([&bytes[..0x3fc]]) != le32(bytes, 0x3fc) {
         return Superblock::Foreign("damaged ext4");
     }
@@ -96,6 +100,7 @@ mod tests {
             ((HAS_JOURNAL, 0x2, 0x3), Superblock::Foreign("ext3")),
             ((HAS_JOURNAL, 0x2 | RECOVER, 0x3), Superblock::Foreign("ext3")),
             ((0, JOURNAL_DEVICE, 0), Superblock::Foreign("journal of an ext file system")),
+            ((0, OURS.1, OURS.2), Superblock::Foreign("ext4 without a journal")),
             ((HAS_JOURNAL, 0x42, 0x3), sound(10 << 20, false)),
             (OURS, sound(10 << 20, false)),
             ((OURS.0, OURS.1 | RECOVER, OURS.2), sound(10 << 20, true)),

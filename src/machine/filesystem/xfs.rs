@@ -87,6 +87,9 @@ fn log_uuid(file: &File, bytes: &[u8]) -> io::Result<Option<Uuid>> {
 mod tests {
     use super::*;
 
+    /// What is done to a superblock.
+    type Spoil = fn(&mut [u8]);
+
     /// Four groups of 16 blocks of 4 KiB, the log at block 3 of group 2.
     fn superblock() -> Vec<u8> {
         let mut bytes = vec![0; PLACE.1];
@@ -115,7 +118,7 @@ mod tests {
         let uuid = Uuid::from_bytes([7; 16]);
         let sound = Superblock::Sound(Filesystem { fs: FsType::Xfs, uuid, size: 60 * 4096, dirty: true });
         assert_eq!(parse(&superblock()), sound);
-        let cases: [(fn(&mut [u8]), bool, Superblock); 6] = [
+        let cases: [(Spoil, bool, Superblock); 6] = [
             (|bytes| bytes[0] = b'x', true, Superblock::Absent),
             (|bytes| bytes[101] = 0xa4, true, Superblock::Foreign("XFS older than version 5")),
             (|bytes| bytes[126] = 1, true, Superblock::Foreign("unfinished XFS")),

@@ -1,0 +1,26 @@
+//! What the tests share: a place of their own, a server, a client, and an inventory that never asks the server.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+pub mod client;
+pub mod inventory;
+pub mod place;
+pub mod server;
+
+pub use client::{Csi, Volume};
+pub use inventory::Inventory;
+pub use place::{Place, run};
+pub use server::Server;
+
+use std::time::{Duration, Instant};
+
+/// Asks again until it is so; a wait for a condition, not for time.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "it never came: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
