@@ -1,5 +1,7 @@
 //! Data, not only answers: what was written is read back, whatever is done in between.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::fs::{self, File, OpenOptions};
@@ -72,9 +74,10 @@ fn life_of_a_block_volume(place: &Place, csi: &Csi, allocation: &str) {
     let snapshot = csi.snapshot_when_ready(&volume, "snap").unwrap();
     write(&device, 2, &[5]);
 
-    let mut restored = Volume::block("restored", 64 * MIB).with("allocation", allocation).from_snapshot(&snapshot.snapshot_id);
+    let mut restored =
+        Volume::block("restored", 64 * MIB).with("allocation", allocation).restored_from(&snapshot.snapshot_id);
     csi.create(&mut restored).unwrap();
-    let mut clone = Volume::block("clone", 128 * MIB).with("allocation", allocation).from_volume(&volume);
+    let mut clone = Volume::block("clone", 128 * MIB).with("allocation", allocation).cloned_from(&volume);
     csi.create(&mut clone).unwrap();
     let restored_device = csi.use_at(&mut restored, &place.path("r")).unwrap();
     let clone_device = csi.use_at(&mut clone, &place.path("c")).unwrap();
@@ -95,7 +98,7 @@ fn life_of_a_block_volume(place: &Place, csi: &Csi, allocation: &str) {
     check(&restored_device, 1, &[0, 5, 63]);
     csi.release(&restored, &place.path("r")).unwrap();
     csi.release(&clone, &place.path("c")).unwrap();
-    let mut late = Volume::block("late", 64 * MIB).with("allocation", allocation).from_snapshot(&snapshot.snapshot_id);
+    let mut late = Volume::block("late", 64 * MIB).with("allocation", allocation).restored_from(&snapshot.snapshot_id);
     csi.create(&mut late).unwrap();
     let late_device = csi.use_at(&mut late, &place.path("l")).unwrap();
     check(&late_device, 1, &[0, 5, 63]);
@@ -131,7 +134,8 @@ fn a_block_volume_in_a_pool_that_is_one_file() {
     fs::create_dir_all(place.path("disk")).unwrap();
     let config = place.path("pools.yaml");
     let path = place.path("disk/pool");
-    fs::write(&config, format!("pools: [{{name: p, dir: {{path: {}, image: {{size: 2Gi}}}}}}]", path.display())).unwrap();
+    fs::write(&config, format!("pools: [{{name: p, dir: {{path: {}, image: {{size: 2Gi}}}}}}]", path.display()))
+        .unwrap();
     let mut server = Server::start(&place, &config);
     life_of_a_block_volume(&place, &server.client(), "thin");
     assert!(server.stop().success());
@@ -147,9 +151,9 @@ fn life_of_a_filesystem(place: &Place, csi: &Csi, fs: &str) {
     fs::write(root.join("file"), "before the snapshot").unwrap();
     let snapshot = csi.snapshot_when_ready(&volume, "snap").unwrap();
     fs::write(root.join("file"), "after the snapshot").unwrap();
-    let mut restored = Volume::filesystem("restored", fs, 320 * MIB).from_snapshot(&snapshot.snapshot_id);
+    let mut restored = Volume::filesystem("restored", fs, 320 * MIB).restored_from(&snapshot.snapshot_id);
     csi.create(&mut restored).unwrap();
-    let mut clone = Volume::filesystem("clone", fs, 320 * MIB).from_volume(&volume);
+    let mut clone = Volume::filesystem("clone", fs, 320 * MIB).cloned_from(&volume);
     csi.create(&mut clone).unwrap();
     let restored_root = csi.use_at(&mut restored, &place.path("r")).unwrap();
     let clone_root = csi.use_at(&mut clone, &place.path("c")).unwrap();
@@ -184,7 +188,7 @@ fn file_systems_grow_while_mounted_and_when_restored_larger() {
         assert_eq!(csi.node_expand(&volume, &root).unwrap(), 640 * MIB);
         assert!(csi.stats(&volume, &root).unwrap()[0].total > before + 300 * MIB, "{fs}");
         csi.release(&volume, &place.path("v")).unwrap();
-        let mut larger = Volume::filesystem("larger", fs, GIB).from_volume(&volume);
+        let mut larger = Volume::filesystem("larger", fs, GIB).cloned_from(&volume);
         csi.create(&mut larger).unwrap();
         let root = csi.use_at(&mut larger, &place.path("l")).unwrap();
         assert!(csi.stats(&larger, &root).unwrap()[0].total > 900 * MIB, "{fs}");
@@ -223,7 +227,7 @@ fn a_snapshot_cut_under_load_stages_read_only() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(writer.join().unwrap() > 0);
         let mut restored = Volume::filesystem("restored", fs, 512 * MIB)
-            .from_snapshot(&snapshot.snapshot_id)
+            .restored_from(&snapshot.snapshot_id)
             .mode(Mode::SingleNodeReaderOnly);
         csi.create(&mut restored).unwrap();
         let read_only = csi.use_at(&mut restored, &place.path("r")).unwrap();
@@ -280,7 +284,7 @@ fn data_and_device_numbers_outlive_the_process() {
     server.client().detach(&volume).unwrap();
     again(&mut server);
     let csi = server.client();
-    let mut restored = Volume::block("restored", 64 * MIB).from_snapshot(&snapshot.snapshot_id);
+    let mut restored = Volume::block("restored", 64 * MIB).restored_from(&snapshot.snapshot_id);
     csi.create(&mut restored).unwrap();
     let device = csi.use_at(&mut restored, &place.path("r")).unwrap();
     check(&device, 7, &[0, 1]);
@@ -306,7 +310,7 @@ fn without_reflinks_copies_keep_holes_and_a_volume_in_use_is_not_cut() {
     csi.release(&volume, &place.path("v")).unwrap();
     let snapshot = csi.snapshot_when_ready(&volume, "snap").unwrap();
     assert!(snapshot.ready_to_use);
-    let mut restored = Volume::block("restored", GIB).from_snapshot(&snapshot.snapshot_id);
+    let mut restored = Volume::block("restored", GIB).restored_from(&snapshot.snapshot_id);
     csi.create(&mut restored).unwrap();
     let device = csi.use_at(&mut restored, &place.path("r")).unwrap();
     check(&device, 1, &[0, 500]);

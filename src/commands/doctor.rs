@@ -44,10 +44,10 @@ fn missing_tools() -> impl Iterator<Item = Finding> {
 fn missing_kernel() -> impl Iterator<Item = Finding> {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let has = move |fs: &str| known.lines().any(|line| line.split_whitespace().last() == Some(fs));
-    let file_systems = ["ext4", "xfs", "btrfs"].into_iter().filter(move |fs| !has(fs)).map(|fs| Finding {
-        what: format!("the kernel does not have {fs} loaded"),
-        mend: format!("modprobe {fs}"),
-    });
+    let file_systems = ["ext4", "xfs", "btrfs"]
+        .into_iter()
+        .filter(move |fs| !has(fs))
+        .map(|fs| Finding { what: format!("the kernel does not have {fs} loaded"), mend: format!("modprobe {fs}") });
     let no_loop = !Path::new("/dev/loop-control").exists();
     let loops = no_loop
         .then(|| Finding { what: "the kernel has no loop devices".to_owned(), mend: "modprobe loop".to_owned() });

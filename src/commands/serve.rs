@@ -111,7 +111,8 @@ fn node_id(args: &ServeArgs) -> Result<NodeId, Box<dyn std::error::Error>> {
         std::net::IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
         std::net::IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
     };
-    let mut addresses: Vec<_> = if_addrs::get_if_addrs()?.iter().map(|interface| interface.ip()).filter(reachable).collect();
+    let mut addresses: Vec<_> =
+        if_addrs::get_if_addrs()?.iter().map(|interface| interface.ip()).filter(reachable).collect();
     addresses.sort();
     addresses.dedup();
     // a machine without a network reaches itself

@@ -316,7 +316,9 @@ fn pages(max_entries: i32, starting_token: &str) -> Result<Pages, Status> {
     let most = usize::try_from(max_entries).map_err(|_| invalid("max_entries", "is negative"))?;
     let after = match starting_token {
         "" => None,
-        token => Some(token.parse().map_err(|_| Status::aborted(format!("starting_token: {token:?} is none of ours")))?),
+        token => {
+            Some(token.parse().map_err(|_| Status::aborted(format!("starting_token: {token:?} is none of ours")))?)
+        }
     };
     Ok(Pages { after, most: if most == 0 { MOST } else { most.min(MOST) } })
 }
@@ -426,9 +428,8 @@ impl csi::controller_server::Controller for Controller {
         _request: Request<csi::ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
         use csi::controller_service_capability::{Rpc as Wrapped, Type};
-        let capability = |rpc: Rpc| csi::ControllerServiceCapability {
-            r#type: Some(Type::Rpc(Wrapped { r#type: rpc.into() })),
-        };
+        let capability =
+            |rpc: Rpc| csi::ControllerServiceCapability { r#type: Some(Type::Rpc(Wrapped { r#type: rpc.into() })) };
         let capabilities = CAPABILITIES.into_iter().map(capability).collect();
         Ok(Response::new(csi::ControllerGetCapabilitiesResponse { capabilities }))
     }

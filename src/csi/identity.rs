@@ -31,9 +31,8 @@ impl csi::identity_server::Identity for Identity {
     ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
         use csi::plugin_capability::{self as capability, Type};
         let service = |service: Service| Type::Service(capability::Service { r#type: service.into() });
-        let expansion = |expansion: Expansion| {
-            Type::VolumeExpansion(capability::VolumeExpansion { r#type: expansion.into() })
-        };
+        let expansion =
+            |expansion: Expansion| Type::VolumeExpansion(capability::VolumeExpansion { r#type: expansion.into() });
         let types = [
             service(Service::ControllerService),
             service(Service::VolumeAccessibilityConstraints),

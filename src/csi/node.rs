@@ -53,7 +53,10 @@ impl NodeService {
         run(&self.tasks, Arc::clone(&self.turns), deadline, move || operation(&node)).await
     }
 
-    async fn stage(&self, request: Request<csi::NodeStageVolumeRequest>) -> Result<csi::NodeStageVolumeResponse, Status> {
+    async fn stage(
+        &self,
+        request: Request<csi::NodeStageVolumeRequest>,
+    ) -> Result<csi::NodeStageVolumeResponse, Status> {
         let deadline = deadline(&request);
         let text = request.get_ref().volume_id.clone();
         let stage = parse::stage(request.into_inner())?.ok_or_else(|| unknown(&text))?;

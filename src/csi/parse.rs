@@ -44,7 +44,8 @@ pub fn name(field: &str, text: String) -> Result<String, Status> {
         return Err(invalid(field, format!("has {} bytes, and at most {LONGEST_STRING} are allowed", text.len())));
     }
     // tab, line feed and carriage return are allowed
-    let forbidden = |c: char| matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}'..='\u{9f}');
+    let forbidden =
+        |c: char| matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}'..='\u{9f}');
     if text.contains(forbidden) { Err(invalid(field, "has control characters")) } else { Ok(text) }
 }
 
@@ -168,7 +169,8 @@ pub fn create_volume(request: csi::CreateVolumeRequest) -> Result<CreateVolume, 
     map("parameters", &request.parameters)?;
     map("mutable_parameters", &request.mutable_parameters)?;
     let mut parameters = class_parameters(request.parameters)?;
-    parameters.modifiable = merged(parameters.modifiable, modifiable("mutable_parameters", request.mutable_parameters)?);
+    parameters.modifiable =
+        merged(parameters.modifiable, modifiable("mutable_parameters", request.mutable_parameters)?);
     let access = create_access(&capabilities, parameters.fs)?;
     Ok(CreateVolume {
         name,
@@ -200,7 +202,10 @@ fn create_access(capabilities: &[Capability], class: Option<FsType>) -> Result<C
         };
         match wanted {
             Some(other) if other != access => {
-                return Err(invalid("volume_capabilities", "a volume is a device or one type of file system, not both"));
+                return Err(invalid(
+                    "volume_capabilities",
+                    "a volume is a device or one type of file system, not both",
+                ));
             }
             _ => wanted = Some(access),
         }

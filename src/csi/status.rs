@@ -236,9 +236,9 @@ impl Coded for node::UnpublishError {
             node::UnpublishError::Busy(_) => Code::Aborted,
             node::UnpublishError::InUse(_) => Code::FailedPrecondition,
             node::UnpublishError::Connect(error) => connect(error),
-            node::UnpublishError::Target { .. }
-            | node::UnpublishError::Mount(_)
-            | node::UnpublishError::Record(_) => Code::Internal,
+            node::UnpublishError::Target { .. } | node::UnpublishError::Mount(_) | node::UnpublishError::Record(_) => {
+                Code::Internal
+            }
         }
     }
 }

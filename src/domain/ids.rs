@@ -54,7 +54,9 @@ impl FromStr for PoolName {
 
     fn from_str(text: &str) -> Result<PoolName, Malformed> {
         let label = is_dns_label(text, 40);
-        label.then(|| PoolName(text.to_owned())).ok_or_else(|| malformed(text, "a pool's name: a DNS label of at most 40"))
+        label
+            .then(|| PoolName(text.to_owned()))
+            .ok_or_else(|| malformed(text, "a pool's name: a DNS label of at most 40"))
     }
 }
 
@@ -287,7 +289,9 @@ mod tests {
 
     #[test]
     fn node_ids_need_an_address() {
-        for (text, known) in [("a,10.0.0.1", true), ("a,10.0.0.1,fe80::1", true), ("a", false), ("a,", false), ("a,b", false)] {
+        for (text, known) in
+            [("a,10.0.0.1", true), ("a,10.0.0.1,fe80::1", true), ("a", false), ("a,", false), ("a,b", false)]
+        {
             assert_eq!(text.parse::<NodeId>().is_ok(), known, "{text}");
         }
     }

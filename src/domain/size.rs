@@ -56,13 +56,17 @@ impl Range {
             (required, _) => required,
         };
         let at_least = wanted.max(possible.smallest);
-        let rounded = [GRAIN, possible.grain].into_iter().filter_map(|grain| at_least.checked_next_multiple_of(grain));
-        let smaller = [GRAIN, possible.grain].into_iter().map(|grain| at_least - at_least % grain);
-        // rounding down is right only where the caller gave no lower bound
-        let candidates: Vec<u64> = if self.required == 0 { rounded.chain(smaller).collect() } else { rounded.collect() };
-        let size = candidates.into_iter().find(|size| self.admits(*size) && *size >= possible.smallest);
+        let mut candidates = [GRAIN, possible.grain].into_iter().flat_map(|grain| {
+            // rounding down is right only where the caller gave no lower bound
+            let down = (self.required == 0).then_some(at_least - at_least % grain);
+            at_least.checked_next_multiple_of(grain).into_iter().chain(down)
+        });
+        let size = candidates.find(|size| self.admits(*size) && *size >= possible.smallest);
         let size = size.ok_or_else(|| {
-            refuse(format!("the smallest volume here is {} bytes, and sizes are multiples of {}", possible.smallest, possible.grain))
+            refuse(format!(
+                "the smallest volume here is {} bytes, and sizes are multiples of {}",
+                possible.smallest, possible.grain
+            ))
         })?;
         if size > possible.largest {
             return Err(refuse(format!("the largest volume here is {} bytes", possible.largest)));
@@ -103,7 +107,7 @@ pub fn show(bytes: u64) -> String {
     let units = [("Pi", GIB << 20), ("Ti", GIB << 10), ("Gi", GIB), ("Mi", MIB), ("Ki", KIB)];
     match units.into_iter().find(|(_, unit)| bytes >= *unit) {
         None => bytes.to_string(),
-        Some((name, unit)) if bytes % unit == 0 => format!("{}{name}", bytes / unit),
+        Some((name, unit)) if bytes.is_multiple_of(unit) => format!("{}{name}", bytes / unit),
         Some((name, unit)) => format!("{}.{}{name}", bytes / unit, (bytes % unit) * 10 / unit),
     }
 }
@@ -137,7 +141,9 @@ mod tests {
 
     #[test]
     fn sizes_in_text() {
-        for (text, bytes) in [("200Gi", Some(200 * GIB)), ("10G", Some(10_000_000_000)), ("0", Some(0)), ("4096", Some(4096))] {
+        for (text, bytes) in
+            [("200Gi", Some(200 * GIB)), ("10G", Some(10_000_000_000)), ("0", Some(0)), ("4096", Some(4096))]
+        {
             assert_eq!(parse(text).ok(), bytes);
         }
         for refused in ["", "Gi", "1.5Gi", "-1", "1 Gi", "1gi", "99999999999Pi"] {

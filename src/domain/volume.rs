@@ -70,7 +70,9 @@ impl AccessMode {
     /// Whether more than one node may have the volume at a time.
     pub fn is_multi_node(self) -> bool {
         match self {
-            AccessMode::MultiNodeReaderOnly | AccessMode::MultiNodeSingleWriter | AccessMode::MultiNodeMultiWriter => true,
+            AccessMode::MultiNodeReaderOnly | AccessMode::MultiNodeSingleWriter | AccessMode::MultiNodeMultiWriter => {
+                true
+            }
             AccessMode::SingleNodeWriter
             | AccessMode::SingleNodeReaderOnly
             | AccessMode::SingleNodeSingleWriter

@@ -17,10 +17,11 @@ use rustix::io::Errno;
 
 use super::file::FileId;
 
-/// How many numbers an attach tries when other processes take them first.
-const ATTACH_TRIES: u32 = 32;
-/// After this many lost races a device of our own is added instead: somebody may sit on the free one for good.
-const ATTACH_TRIES_BEFORE_ADDING: u32 = 8;
+const CONTROL: &str = "/dev/loop-control";
+/// How many numbers an attach tries when others take them first.
+const ATTACH_TRIES: usize = 64;
+/// How often of these it takes the lowest free one, which is what everybody is given; each time somebody else was faster.
+const LOWEST_TRIES: usize = 32;
 /// How long a detach waits for others that have the device open, such as a probe by udev.
 const DETACH_WAIT: Duration = Duration::from_secs(2);
 const DETACH_POLL: Duration = Duration::from_millis(10);
@@ -97,6 +98,12 @@ pub enum LoopError {
         /// Why.
         source: io::Error,
     },
+    /// The device is no longer attached, or not to the file that it was attached to.
+    #[error("{} is not attached any more", device.display())]
+    Gone {
+        /// The loop device.
+        device: PathBuf,
+    },
     /// Somebody has the device mounted, claimed or open; it is still attached.
     #[error("{} is in use", device.display())]
     Busy {
@@ -167,11 +174,13 @@ pub struct Status {
     pub size: u64,
 }
 
-/// One of the machine's loop devices. It stays as it is when this value goes.
+/// One of the machine's loop devices. It stays as it is when this value goes. A device that was attached or found here is
+/// the one over that file: when others have detached it and its number is bound to another file, it counts as detached,
+/// and nothing is done to the other's.
 #[derive(Debug, Clone)]
 pub struct LoopDevice {
     number: u32,
-    /// What it was bound to when it was attached or found. Guards detach against a number that is used anew meanwhile.
+    /// What it was attached to or found for; none if it is just a number.
     backing: Option<FileId>,
 }
 
@@ -184,18 +193,13 @@ impl LoopDevice {
     pub fn attach(backing: &Path, how: &Attach) -> Result<LoopDevice, LoopError> {
         let file = OpenOptions::new().read(true).write(!how.read_only).open(backing);
         let file = file.map_err(|source| LoopError::OpenBacking { backing: backing.into(), source })?;
-        let control = File::open("/dev/loop-control").map_err(LoopError::OpenControl)?;
+        let control = File::open(CONTROL).map_err(LoopError::OpenControl)?;
         for tried in 0..ATTACH_TRIES {
-            let next = if tried < ATTACH_TRIES_BEFORE_ADDING { ioctls::free_number } else { ioctls::new_number };
-            let number = next(&control).map_err(LoopError::NoDevice)?;
+            let number = next_number(&control, tried)?;
             let Some(device) = LoopDevice::bind(number, backing, &file, how)? else { continue };
             match device.settle(backing, how) {
                 Ok(true) => return Ok(device),
-                Ok(false) => {
-                    device.abandon();
-                    // The driver makes the number anew, with its first limits. If somebody has taken it, another will do.
-                    let _ = ioctls::remove(&control, number);
-                }
+                Ok(false) => device.abandon(),
                 Err(wrong) => {
                     device.abandon();
                     return Err(wrong);
@@ -208,6 +212,11 @@ impl LoopDevice {
     /// The device of this number, bound or not.
     pub fn of_number(number: u32) -> LoopDevice {
         LoopDevice { number, backing: None }
+    }
+
+    /// The device of this number as long as it is over this file: bound to another it counts as detached.
+    pub fn of_number_over(number: u32, backing: FileId) -> LoopDevice {
+        LoopDevice { number, backing: Some(backing) }
     }
 
     /// The device at `/dev/loopN`; none for any other path.
@@ -229,11 +238,9 @@ impl LoopDevice {
     /// Fails when one of the machine's loop devices cannot be asked: it might be the one.
     pub fn find(backing: FileId) -> Result<Vec<LoopDevice>, LoopError> {
         let mut found = Vec::new();
-        for number in bound_numbers()? {
+        for number in numbers(Binding::Bound)? {
             let device = LoopDevice { number, backing: Some(backing) };
-            if let Some((_, info)) = device.open_bound()?
-                && FileId::from(&info) == backing
-            {
+            if device.open_bound()?.is_some() {
                 found.push(device);
             }
         }
@@ -282,31 +289,33 @@ impl LoopDevice {
         }))
     }
 
-    /// Detaches it, and returns when the backing file is released. Already detached is fine; so is a number that is
-    /// meanwhile bound to another file than the one it was attached to or found for, and that one is not touched.
+    /// Detaches it, and returns when the backing file is released. Already detached is fine.
     ///
     /// # Errors
     /// [`LoopError::Busy`] when it is mounted, claimed, or still open after two seconds: it stays attached.
     pub fn detach(&self) -> Result<(), LoopError> {
-        // Claiming it first refuses what is mounted before anything is changed, and keeps others from mounting it or from
-        // binding the number anew until it is cleared.
-        let device = match self.open(OFlags::RDONLY | OFlags::EXCL) {
-            Ok(device) => device,
-            Err(Errno::BUSY) => return Err(LoopError::Busy { device: self.path() }),
-            Err(errno) if is_unbound(errno) => return Ok(()),
-            Err(errno) => return Err(LoopError::OpenDevice { device: self.path(), source: errno.into() }),
-        };
-        let Some(before) = self.info(&device)? else { return Ok(()) };
-        let bound_to = FileId::from(&before);
-        if self.backing.is_some_and(|expected| expected != bound_to) {
-            return Ok(());
-        }
-        match ioctls::clear(&device) {
+        // while it is open here, nobody can bind the number anew
+        let Some((look, before)) = self.open_bound()? else { return Ok(()) };
+        let bound = LoopDevice { number: self.number, backing: Some(FileId::from(&before)) };
+        // Claiming it refuses what is mounted before anything is changed, and keeps others from mounting it meanwhile.
+        let claimed = self.open(OFlags::RDONLY | OFlags::EXCL).map_err(|errno| match errno {
+            Errno::BUSY => LoopError::Busy { device: self.path() },
+            errno => LoopError::OpenDevice { device: self.path(), source: errno.into() },
+        })?;
+        let is_worn = self.is_worn()?;
+        drop(look);
+        match ioctls::clear(&claimed) {
             Err(error) if is_unbound_error(&error) => return Ok(()),
             cleared => cleared.map_err(|source| LoopError::Detach { device: self.path(), source })?,
         }
-        drop(device);
-        if self.wait_until_unbound(bound_to)? { Ok(()) } else { self.keep(bound_to, before.flags) }
+        drop(claimed);
+        if !bound.wait_until_unbound()? {
+            return bound.keep(before.flags);
+        }
+        if is_worn {
+            self.renew();
+        }
+        Ok(())
     }
 
     /// From now on the kernel detaches it when the last one closes or unmounts it; at once when nobody uses it.
@@ -319,7 +328,7 @@ impl LoopDevice {
     /// Takes over the backing file's size of now, and returns it in bytes, whole sectors of 512.
     pub fn refresh_size(&self) -> Result<u64, LoopError> {
         let failed = |source| LoopError::RefreshSize { device: self.path(), source };
-        let mut device = self.open(OFlags::RDONLY).map_err(|errno| failed(errno.into()))?;
+        let mut device = self.open_attached()?;
         ioctls::set_capacity(&device).map_err(failed)?;
         device.seek(SeekFrom::End(0)).map_err(failed)
     }
@@ -328,7 +337,7 @@ impl LoopDevice {
     /// cache, so that later reads see what is in the file.
     pub fn flush(&self) -> Result<(), LoopError> {
         let failed = |source| LoopError::Flush { device: self.path(), source };
-        let device = self.open(OFlags::RDONLY).map_err(|errno| failed(errno.into()))?;
+        let device = self.open_attached()?;
         device.sync_all().map_err(failed)?;
         ioctls::flush_buffers(&device).map_err(failed)
     }
@@ -336,13 +345,13 @@ impl LoopDevice {
     /// Sets how far the kernel reads ahead, in KiB. The number keeps the setting when it is attached anew, so a user who
     /// depends on it sets it after every attach.
     pub fn set_read_ahead_kib(&self, kib: u32) -> Result<(), LoopError> {
-        self.write_sysfs("queue/read_ahead_kb", u64::from(kib))
+        self.set_queue("queue/read_ahead_kb", u64::from(kib))
     }
 
     /// Nothing reaches the backing file as a hole any more: the kernel refuses to discard, and writes zeros where it would
     /// have punched. Lasts until the device is detached.
     pub fn forbid_discard(&self) -> Result<(), LoopError> {
-        self.write_sysfs("queue/discard_max_bytes", 0)
+        self.set_queue("queue/discard_max_bytes", 0)
     }
 
     /// Whether a mount, device-mapper, swap or another exclusive opener claims it. A program that merely has it open does
@@ -393,8 +402,8 @@ impl LoopDevice {
         }
     }
 
-    /// Whether a former user of the number has forbidden discard. The limit outlives the binding, and the kernel has no
-    /// way back from it: no other value is accepted once it is zero (seen with 6.18).
+    /// Whether somebody has forbidden discard. The limit outlives the binding, and the kernel has no way back from it: no
+    /// other value is accepted once it is zero (seen with 6.18).
     fn is_worn(&self) -> Result<bool, LoopError> {
         let is_zero = |below| {
             let path = self.sysfs(below);
@@ -405,28 +414,30 @@ impl LoopDevice {
         Ok(is_zero("queue/discard_max_bytes")? && !is_zero("queue/discard_max_hw_bytes")?)
     }
 
-    /// Whether the device lets go of `backing` within the time. Others that had it open at the clear end the binding with
+    /// Has the driver make the number anew, with its first limits, for whoever is given it next. If somebody has it already
+    /// that fails, and does not matter: an attach that minds does it again.
+    fn renew(&self) {
+        if let Ok(control) = File::open(CONTROL) {
+            let _ = ioctls::remove(&control, self.number).and_then(|_| ioctls::add(&control, self.number));
+        }
+    }
+
+    /// Whether the device lets go of its file within the time. Others that had it open at the clear end the binding with
     /// their own close.
-    fn wait_until_unbound(&self, backing: FileId) -> Result<bool, LoopError> {
+    fn wait_until_unbound(&self) -> Result<bool, LoopError> {
         let end = Instant::now() + DETACH_WAIT;
-        loop {
-            match self.open_bound()? {
-                Some((_, info)) if FileId::from(&info) == backing => {}
-                _ => return Ok(true),
-            }
+        while self.open_bound()?.is_some() {
             if Instant::now() >= end {
                 return Ok(false);
             }
             std::thread::sleep(DETACH_POLL);
         }
+        Ok(true)
     }
 
     /// Takes back a clear that did not come to pass, so that the user of the device can close it without losing it.
-    fn keep(&self, backing: FileId, flags: u32) -> Result<(), LoopError> {
+    fn keep(&self, flags: u32) -> Result<(), LoopError> {
         let Some((device, mut info)) = self.open_bound()? else { return Ok(()) };
-        if FileId::from(&info) != backing {
-            return Ok(());
-        }
         info.flags = flags;
         match ioctls::set_status(&device, info) {
             Ok(()) => Err(LoopError::Busy { device: self.path() }),
@@ -435,22 +446,27 @@ impl LoopDevice {
         }
     }
 
-    /// The open device and what it is bound to; none when it is unbound or there is no such device.
+    /// The open device and what it is bound to; none when it is unbound, bound to a file that is not ours, or not there.
     fn open_bound(&self) -> Result<Option<(File, ioctls::Info)>, LoopError> {
         let device = match self.open(OFlags::RDONLY) {
             Ok(device) => device,
             Err(errno) if is_unbound(errno) => return Ok(None),
             Err(errno) => return Err(LoopError::OpenDevice { device: self.path(), source: errno.into() }),
         };
-        Ok(self.info(&device)?.map(|info| (device, info)))
-    }
-
-    fn info(&self, device: &File) -> Result<Option<ioctls::Info>, LoopError> {
-        match ioctls::status(device) {
-            Ok(info) => Ok(Some(info)),
+        match ioctls::status(&device) {
+            Ok(info) => {
+                let is_ours = self.backing.is_none_or(|backing| backing == FileId::from(&info));
+                Ok(is_ours.then_some((device, info)))
+            }
             Err(error) if is_unbound_error(&error) => Ok(None),
             Err(source) => Err(self.status_error(source)),
         }
+    }
+
+    /// The open device, which must be attached. While it is open nobody can bind the number anew.
+    fn open_attached(&self) -> Result<File, LoopError> {
+        let bound = self.open_bound()?;
+        bound.map(|(device, _)| device).ok_or_else(|| LoopError::Gone { device: self.path() })
     }
 
     fn status_error(&self, source: io::Error) -> LoopError {
@@ -485,7 +501,8 @@ impl LoopDevice {
         format!("/sys/block/loop{}/{below}", self.number).into()
     }
 
-    fn write_sysfs(&self, below: &str, value: u64) -> Result<(), LoopError> {
+    fn set_queue(&self, below: &str, value: u64) -> Result<(), LoopError> {
+        let _attached = self.open_attached()?;
         let path = self.sysfs(below);
         fs::write(&path, value.to_string()).map_err(|source| LoopError::Sysfs { path, source })
     }
@@ -498,15 +515,33 @@ impl From<&ioctls::Info> for FileId {
     }
 }
 
-/// Numbers that are bound as sysfs has it, ascending.
-fn bound_numbers() -> Result<Vec<u32>, LoopError> {
+/// The number for this try of an attach. Somebody may sit on the lowest free one for good: then all others are gone
+/// through, and at last one is added.
+fn next_number(control: &File, tried: usize) -> Result<u32, LoopError> {
+    let Some(beyond) = tried.checked_sub(LOWEST_TRIES) else {
+        return ioctls::free_number(control).map_err(LoopError::NoDevice);
+    };
+    match numbers(Binding::Free)?.get(beyond) {
+        Some(number) => Ok(*number),
+        None => ioctls::new_number(control).map_err(LoopError::NoDevice),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Binding {
+    Bound,
+    Free,
+}
+
+/// The numbers that are bound or free as sysfs has it, ascending.
+fn numbers(wanted: Binding) -> Result<Vec<u32>, LoopError> {
     let failed = |source| LoopError::Sysfs { path: "/sys/block".into(), source };
     let mut numbers = Vec::new();
     for entry in fs::read_dir("/sys/block").map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if let Some(number) = entry.file_name().to_str().and_then(number_of)
-            && entry.path().join("loop/backing_file").exists()
-        {
+        let Some(number) = entry.file_name().to_str().and_then(number_of) else { continue };
+        let binding = if entry.path().join("loop/backing_file").exists() { Binding::Bound } else { Binding::Free };
+        if binding == wanted {
             numbers.push(number);
         }
     }

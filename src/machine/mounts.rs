@@ -8,6 +8,7 @@ mod table;
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 pub use rustix::mount::MountFlags;
@@ -19,6 +20,9 @@ use crate::domain::Outcome;
 
 /// The most mounts that [`unmount`] takes away from one path.
 const MAX_STACKED: usize = 100;
+/// How long an unmount is tried while it is busy. A child of ours has our files open between its fork and its exec.
+const BUSY_WAIT: Duration = Duration::from_millis(200);
+const BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// What failed on a mount.
 #[derive(Debug, thiserror::Error)]
@@ -229,7 +233,7 @@ pub fn unmount(target: &Path) -> Result<Outcome<()>, MountError> {
             let is_hidden = table.has_point(&point);
             return if is_hidden { Err(MountError::Covered { target: point }) } else { Ok(outcome) };
         }
-        match rustix::mount::unmount(&point, UnmountFlags::NOFOLLOW) {
+        match unmount_once(&point) {
             Ok(()) => outcome = Outcome::Made(()),
             // somebody else was faster; the table shows what is left
             Err(Errno::INVAL | Errno::NOENT) => {}
@@ -238,6 +242,16 @@ pub fn unmount(target: &Path) -> Result<Outcome<()>, MountError> {
         }
     }
     Err(MountError::Busy { target: point })
+}
+
+fn unmount_once(point: &Path) -> Result<(), Errno> {
+    let end = Instant::now() + BUSY_WAIT;
+    loop {
+        match rustix::mount::unmount(point, UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) if Instant::now() < end => std::thread::sleep(BUSY_POLL),
+            result => return result,
+        }
+    }
 }
 
 /// Ends the sharing of mounts below this mount point with other mount namespaces and mounts.

@@ -1,10 +1,11 @@
-//! Real file systems for tests.
+//! Real directories and file systems for tests, which go when the test ends, however it ends.
+#![allow(clippy::unwrap_used, clippy::new_without_default)]
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use crate::domain::FsType;
 
@@ -60,14 +61,12 @@ impl TestFs {
         let (image, mount_point) = (dir.join("image"), dir.join("mounted"));
         File::create(&image).unwrap().set_len(size).unwrap();
         fs::create_dir(&mount_point).unwrap();
-        let mkfs = format!("mkfs.{}", fs.as_str());
+        let device = attach(&image, sector);
+        let detach = Detach(device.clone());
         // XFS and Btrfs ask for -f before they write over something, ext4 for -F
         let force = if fs == FsType::Ext4 { "-F" } else { "-f" };
-        let sector = sector.to_string();
-        let device = run("losetup", ["--find", "--show", "--sector-size", &sector].map(OsStr::new), &image);
-        let detach = Detach(device.clone());
-        run(&mkfs, ["-q", force].map(OsStr::new), Path::new(&device));
-        run("mount", ["-t", fs.as_str(), &device].map(OsStr::new), &mount_point);
+        run(Command::new(format!("mkfs.{}", fs.as_str())).args(["-q", force, &device]));
+        run(Command::new("mount").args(["-t", fs.as_str(), &device]).arg(&mount_point));
         let mounted = TestFs { mount_point, _dir: dir };
         // the mount holds it now: the kernel detaches it at the unmount
         drop(detach);
@@ -107,9 +106,29 @@ impl Drop for Detach {
     }
 }
 
-/// Runs a tool that must succeed, and gives what it printed, trimmed.
-pub fn run<'a>(tool: &str, arguments: impl IntoIterator<Item = &'a OsStr>, last: &Path) -> String {
-    let output = Command::new(tool).args(arguments).arg(last).output().unwrap();
-    assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+/// Attaches the image and gives the device. Tried again, because losetup gives up when the number that it was given is
+/// taken away by another test.
+fn attach(image: &Path, sector: u32) -> String {
+    let attach = || {
+        let options = ["--find", "--show", "--sector-size", &sector.to_string()];
+        let output = Command::new("losetup").args(options).arg(image).output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    };
+    (0..10).find_map(|_| attach()).unwrap()
+}
+
+/// Waits, for a second at most, until it is so. For what is free only when a child of another test, which has all of this
+/// process's files open between its fork and its exec, has let go of them too.
+pub fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
+    (0..1000).any(|_| {
+        std::thread::sleep(Duration::from_millis(1));
+        is_so()
+    })
+}
+
+/// Runs a command that must succeed, and gives what it printed, trimmed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

@@ -17,7 +17,7 @@ use crate::share::Ticket;
 
 pub use grow::{GrowError, grow};
 pub use publish::{PublishError, UnpublishError, publish, unpublish};
-pub use record::{Recorded, RecordError, StageRecord, TargetRecord};
+pub use record::{RecordError, Recorded, StageRecord, TargetRecord};
 pub use stage::{StageError, UnstageError, stage, unstage};
 pub use statistics::{Statistics, StatisticsError, statistics};
 

@@ -27,16 +27,58 @@ const DEFAULTS: [&str; 7] = ["defaults", "rw", "suid", "dev", "exec", "async", "
 
 /// Options of one file system, with a value where the name ends in `=`.
 const EXT4: [&str; 16] = [
-    "discard", "nodiscard", "barrier=", "nobarrier", "commit=", "data=", "delalloc", "nodelalloc", "errors=", "stripe=",
-    "user_xattr", "acl", "noacl", "prjquota", "usrquota", "grpquota",
+    "discard",
+    "nodiscard",
+    "barrier=",
+    "nobarrier",
+    "commit=",
+    "data=",
+    "delalloc",
+    "nodelalloc",
+    "errors=",
+    "stripe=",
+    "user_xattr",
+    "acl",
+    "noacl",
+    "prjquota",
+    "usrquota",
+    "grpquota",
 ];
 const XFS: [&str; 16] = [
-    "discard", "nodiscard", "allocsize=", "attr2", "inode64", "largeio", "nolargeio", "logbufs=", "logbsize=", "swalloc",
-    "wsync", "prjquota", "uquota", "gquota", "pquota", "noquota",
+    "discard",
+    "nodiscard",
+    "allocsize=",
+    "attr2",
+    "inode64",
+    "largeio",
+    "nolargeio",
+    "logbufs=",
+    "logbsize=",
+    "swalloc",
+    "wsync",
+    "prjquota",
+    "uquota",
+    "gquota",
+    "pquota",
+    "noquota",
 ];
 const BTRFS: [&str; 16] = [
-    "discard", "discard=", "nodiscard", "autodefrag", "noautodefrag", "commit=", "compress", "compress=", "compress-force=",
-    "flushoncommit", "max_inline=", "space_cache=", "ssd", "nossd", "datacow", "nodatacow",
+    "discard",
+    "discard=",
+    "nodiscard",
+    "autodefrag",
+    "noautodefrag",
+    "commit=",
+    "compress",
+    "compress=",
+    "compress-force=",
+    "flushoncommit",
+    "max_inline=",
+    "space_cache=",
+    "ssd",
+    "nossd",
+    "datacow",
+    "nodatacow",
 ];
 /// The SELinux context of the whole file system; values may be quoted, and hold commas then.
 const CONTEXTS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
@@ -100,7 +142,7 @@ fn is_known(fs: Option<FsType>, option: &str) -> bool {
         Some(name) => option.split_once('=').is_some_and(|(given, value)| given == name && is_plain(value)),
         None => *known == option,
     };
-    CONTEXTS.iter().any(|known| matches(&known)) || kinds.iter().any(|fs| own(*fs).iter().any(|known| matches(&known)))
+    CONTEXTS.iter().any(&matches) || kinds.iter().any(|fs| own(*fs).iter().any(&matches))
 }
 
 /// Whether a value has nothing in it that begins another option or names a file.

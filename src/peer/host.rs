@@ -87,9 +87,7 @@ fn pool(pool: &Pool) -> internal::Pool {
         (Ok(space), Ok(available_bytes)) => {
             internal::Pool { total_bytes: space.total, free_bytes: space.free, available_bytes, ..described }
         }
-        (Err(error), _) | (_, Err(error)) => {
-            internal::Pool { down: crate::domain::error::chain(&error), ..described }
-        }
+        (Err(error), _) | (_, Err(error)) => internal::Pool { down: crate::domain::error::chain(&error), ..described },
     }
 }
 

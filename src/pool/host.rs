@@ -30,6 +30,9 @@ pub struct Pool {
     pub store: Result<Arc<Store>, String>,
 }
 
+/// A store, and the record in it that was looked for.
+type Found = (Arc<Store>, Arc<Record>);
+
 /// The pool or store that a call needs is not there now.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
@@ -94,8 +97,8 @@ impl Host {
 
     /// Opens the pool's store. What was said of it last time is not logged again.
     fn open(&self, spec: &PoolSpec, said: Option<String>) -> Result<Arc<Store>, String> {
-        let opened = open_medium(&spec.medium)
-            .and_then(|medium| Store::open(spec, medium, Box::new(LocalTarget), &self.around));
+        let opened =
+            open_medium(&spec.medium).and_then(|medium| Store::open(spec, medium, Box::new(LocalTarget), &self.around));
         match opened {
             Ok(store) => {
                 tracing::info!(pool = %spec.name, store = %store.id, "pool is open");
@@ -143,7 +146,7 @@ impl Host {
     }
 
     /// What is ready under this key, in whatever store it is.
-    pub(super) fn find_anywhere(&self, key: &Key) -> Result<Option<(Arc<Store>, Arc<Record>)>, RecordError> {
+    pub(super) fn find_anywhere(&self, key: &Key) -> Result<Option<Found>, RecordError> {
         for store in self.stores() {
             if let Some(Entry { state: State::Ready, record }) = store.records.get(key)? {
                 return Ok(Some((store, record)));

@@ -120,7 +120,10 @@ impl Store {
     /// Whether the job of some record reads this temporary piece.
     fn temporary_is_wanted(&self, key: &Key) -> bool {
         let reads = |job: &Job| matches!(&job.work, super::record::Work::Copy { from, .. } if from == key);
-        self.records.all().iter().any(|(_, entry)| entry.state != State::Removing && entry.record.job.as_ref().is_some_and(reads))
+        self.records
+            .all()
+            .iter()
+            .any(|(_, entry)| entry.state != State::Removing && entry.record.job.as_ref().is_some_and(reads))
     }
 }
 

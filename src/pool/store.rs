@@ -276,7 +276,8 @@ impl Store {
         let (store, path) = (Arc::clone(self), lock.clone());
         let wait = move || {
             let ended = File::open(&path).and_then(|file| file.lock());
-            let recovered = ended.map_err(failed("locking", &path)).and_then(|()| store.recover_after_tool(&key, &path));
+            let recovered =
+                ended.map_err(failed("locking", &path)).and_then(|()| store.recover_after_tool(&key, &path));
             drop(guard);
             match recovered {
                 Ok(()) => super::operations::resume_all(&store),

@@ -75,14 +75,14 @@ impl Volume {
     }
 
     /// Restored from this snapshot.
-    pub fn from_snapshot(self, snapshot: &str) -> Volume {
+    pub fn restored_from(self, snapshot: &str) -> Volume {
         let snapshot_id = snapshot.to_owned();
         let source = csi::volume_content_source::SnapshotSource { snapshot_id };
         Volume { source: Some(csi::volume_content_source::Type::Snapshot(source)), ..self }
     }
 
     /// Cloned from this volume.
-    pub fn from_volume(self, volume: &Volume) -> Volume {
+    pub fn cloned_from(self, volume: &Volume) -> Volume {
         let source = csi::volume_content_source::VolumeSource { volume_id: volume.id.clone() };
         Volume { source: Some(csi::volume_content_source::Type::Volume(source)), ..self }
     }
@@ -119,9 +119,9 @@ impl Csi {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let channel = runtime.block_on(cistern::peer::channel(socket)).ok()?;
         let client = Csi { runtime, channel };
-        let probed = client.runtime.block_on(async {
-            IdentityClient::new(client.channel.clone()).probe(request(csi::ProbeRequest {})).await
-        });
+        let probed = client
+            .runtime
+            .block_on(async { IdentityClient::new(client.channel.clone()).probe(request(csi::ProbeRequest {})).await });
         probed.ok().map(|_| client)
     }
 
@@ -289,10 +289,8 @@ impl Csi {
     }
 
     pub fn capacity(&self) -> i64 {
-        let asked = csi::GetCapacityRequest {
-            parameters: [("pool".to_owned(), "p".to_owned())].into(),
-            ..Default::default()
-        };
+        let asked =
+            csi::GetCapacityRequest { parameters: [("pool".to_owned(), "p".to_owned())].into(), ..Default::default() };
         self.wait(self.controller().get_capacity(request(asked))).unwrap().available_capacity
     }
 

@@ -31,7 +31,11 @@ impl Inventory {
             files: ["images", "records"].iter().flat_map(|part| files_in_pools(root, part)).collect(),
             notes: ["data/stage", "data/locks"].iter().flat_map(|part| files_in(&root.join(part))).collect(),
             loops: loops.iter().filter(|(_, file)| !is_own(file)).map(|(device, _)| device.clone()).collect(),
-            mounts: all_mounts.iter().filter(|mount| !mount.ends_with("disk") && !mount.ends_with("pool")).cloned().collect(),
+            mounts: all_mounts
+                .iter()
+                .filter(|mount| !mount.ends_with("disk") && !mount.ends_with("pool"))
+                .cloned()
+                .collect(),
             all_loops: loops.into_iter().map(|(device, _)| device).collect(),
             all_mounts,
         }
@@ -40,7 +44,10 @@ impl Inventory {
     /// Fails if a volume, a snapshot, a device, a mount or a note of any is there.
     pub fn assert_empty(&self) {
         let left = (&self.files, &self.notes, &self.loops, &self.mounts);
-        assert!(left.0.is_empty() && left.1.is_empty() && left.2.is_empty() && left.3.is_empty(), "left over: {left:#?}");
+        assert!(
+            left.0.is_empty() && left.1.is_empty() && left.2.is_empty() && left.3.is_empty(),
+            "left over: {left:#?}"
+        );
     }
 }
 
@@ -64,7 +71,12 @@ fn loops_below(root: &Path) -> Vec<(String, PathBuf)> {
 
 /// Files in the folders of this name of every pool below.
 fn files_in_pools(root: &Path, folder: &str) -> Vec<PathBuf> {
-    let pools = [root.join("disk/pool"), root.join("disk/pool/pool"), root.join("data/default"), root.join("data/default/pool")];
+    let pools = [
+        root.join("disk/pool"),
+        root.join("disk/pool/pool"),
+        root.join("data/default"),
+        root.join("data/default/pool"),
+    ];
     pools.iter().flat_map(|pool| files_in(&pool.join(folder))).collect()
 }
 

@@ -1,5 +1,6 @@
 //! What the tests share: a place of their own, a server, a client, and an inventory that never asks the server.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+// each test file uses a part of it
+#![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
 pub mod inventory;

@@ -47,7 +47,8 @@ impl Place {
     pub fn pool(&self, more: &str) -> PathBuf {
         let config = self.path("pools.yaml");
         let directory = self.pool_directory();
-        std::fs::write(&config, format!("pools:\n- name: p\n  dir: {{ path: {} }}\n{more}", directory.display())).unwrap();
+        std::fs::write(&config, format!("pools:\n- name: p\n  dir: {{ path: {} }}\n{more}", directory.display()))
+            .unwrap();
         config
     }
 
@@ -59,18 +60,22 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // deepest first; a loop device may hold a mount and be held by one
-        for _ in 0..3 {
+        // deepest first; a loop device may hold a mount and be held by one, and a killed server takes a moment to let go
+        for _ in 0..100 {
             let left = self.inventory();
+            if left.all_mounts.is_empty() && left.all_loops.is_empty() {
+                break;
+            }
             for mount in left.all_mounts.iter().rev() {
                 let _ = Command::new("umount").arg(mount).output();
             }
             for device in &left.all_loops {
                 let _ = Command::new("losetup").args(["-d", device]).output();
             }
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
         let left = self.inventory();
-        if left.all_mounts.is_empty() {
+        if left.all_mounts.is_empty() && left.all_loops.is_empty() {
             let _ = std::fs::remove_dir_all(&self.root);
         } else {
             eprintln!("left behind, to be removed by hand: {left:?}");

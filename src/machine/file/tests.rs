@@ -7,7 +7,7 @@ use super::space::FsKind;
 use super::*;
 use crate::domain::FsType;
 use crate::domain::size::MIB;
-use crate::machine::testing::{TestDir, TestFs};
+use crate::machine::testing::{TestDir, TestFs, eventually};
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
@@ -234,7 +234,7 @@ fn a_lock_is_had_once() {
     assert!(lock.is_some());
     assert!(lock_exclusive_try(open(&path)).unwrap().is_none());
     drop(lock);
-    assert!(lock_exclusive_try(open(&path)).unwrap().is_some());
+    assert!(eventually(|| lock_exclusive_try(open(&path)).unwrap().is_some()));
 }
 
 #[test]

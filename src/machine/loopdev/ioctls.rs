@@ -96,16 +96,20 @@ pub(super) fn free_number(loop_control: &File) -> io::Result<u32> {
     control(loop_control, LOOP_CTL_GET_FREE, 0)
 }
 
-/// Adds a device and gives its number.
+/// Adds a device of a new number and gives it.
 pub(super) fn new_number(loop_control: &File) -> io::Result<u32> {
     // -1 as the C long that the kernel takes: any number that is not there yet
     control(loop_control, LOOP_CTL_ADD, usize::MAX)
 }
 
-/// Takes away an unbound device that nobody has open; the number will be given out again.
+/// Adds the device of this number.
+pub(super) fn add(loop_control: &File, number: u32) -> io::Result<u32> {
+    control(loop_control, LOOP_CTL_ADD, usize::try_from(number).map_err(io::Error::other)?)
+}
+
+/// Takes away an unbound device that nobody has open.
 pub(super) fn remove(loop_control: &File, number: u32) -> io::Result<u32> {
-    let number = usize::try_from(number).map_err(io::Error::other)?;
-    control(loop_control, LOOP_CTL_REMOVE, number)
+    control(loop_control, LOOP_CTL_REMOVE, usize::try_from(number).map_err(io::Error::other)?)
 }
 
 /// Binds `device`, open for reading and writing, to all of `backing` in one step.

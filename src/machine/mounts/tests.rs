@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
@@ -16,11 +16,7 @@ struct Mounted(TestDir);
 impl Mounted {
     fn new() -> Mounted {
         let dir = TestDir::new();
-        run(
-            "mount",
-            ["--bind", "--make-private"].map(OsStr::new).into_iter().chain([dir.path().as_os_str()]),
-            dir.path(),
-        );
+        run(Command::new("mount").args(["--bind", "--make-private"]).args([dir.path(), dir.path()]));
         Mounted(dir)
     }
 
@@ -186,7 +182,7 @@ fn a_private_mount_is_no_longer_shared() {
     let test = Mounted::new();
     let (shared, copy) = (test.dir("shared"), test.dir("copy"));
     test.tmpfs(&shared);
-    run("mount", ["--make-shared"].map(OsStr::new), &shared);
+    run(Command::new("mount").arg("--make-shared").arg(&shared));
     bind(&shared, &copy, BindFlags::default()).unwrap();
     make_private(&copy).unwrap();
     let below = shared.join("below");

@@ -76,10 +76,10 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         // volumes in use keep the mount busy: then it stays for the next process to find
-        if mounts::unmount(&self.mount_point).is_ok() {
-            if let Err(error) = self.device.detach() {
-                tracing::warn!(device = %self.device.path().display(), %error, "cannot detach");
-            }
+        if mounts::unmount(&self.mount_point).is_ok()
+            && let Err(error) = self.device.detach()
+        {
+            tracing::warn!(device = %self.device.path().display(), %error, "cannot detach");
         }
     }
 }
@@ -110,7 +110,10 @@ fn reserve_and_format(made: &File, path: &Path, directory: &Path, size: u64) -> 
 
 fn sector_of(file: &File, path: &Path) -> Result<u32, MediumError> {
     let sector = file::direct_io_sector(file).map_err(MediumError::step("probing", path))?;
-    sector.ok_or_else(|| MediumError::Unfit { path: path.to_owned(), why: "its file system has no direct I/O".to_owned() })
+    sector.ok_or_else(|| MediumError::Unfit {
+        path: path.to_owned(),
+        why: "its file system has no direct I/O".to_owned(),
+    })
 }
 
 /// The loop device over the file: the one that an earlier process attached, or a new one. Its space stays reserved,

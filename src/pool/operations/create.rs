@@ -6,8 +6,8 @@ use crate::domain::request::{CreateAccess, CreateVolume, Source};
 use crate::domain::size::{Impossible, Possible};
 use crate::domain::volume::Content;
 use crate::domain::{AccessMode, Clean, FsType, Id, Key, Kind, NodeName, PoolName, Uuid, Wipe};
-use crate::machine::filesystem::{AdoptError, MakeError};
 use crate::machine;
+use crate::machine::filesystem::{AdoptError, MakeError};
 use crate::medium::{Cut, MediumError};
 use crate::pool::capacity::Exceeded;
 use crate::pool::guards::{Busy, Guard};
@@ -411,13 +411,7 @@ fn refused_copy(store: &Store, error: NoteError) -> CreateError {
 }
 
 /// Puts a copy into the record. While it reads a temporary piece, that counts too.
-pub(super) fn note_copy(
-    store: &Store,
-    key: &Key,
-    record: &Record,
-    from: Key,
-    size: u64,
-) -> Result<(), NoteError> {
+pub(super) fn note_copy(store: &Store, key: &Key, record: &Record, from: Key, size: u64) -> Result<(), NoteError> {
     let job = Some(Job { work: Work::Copy { from, size }, done: 0 });
     let record = Record { job, ..record.clone() };
     let promise = store.promise(record.promised() - record.size)?;
@@ -454,7 +448,8 @@ fn finish(store: &Store, key: &Key, guard: &Guard<Key>, source: Option<&GuardedS
             run_job(store, key, &|| guard.stop_is_wanted())?;
         }
         step!("create.own-uuid");
-        if let (Content::Filesystem { .. }, Content::Filesystem { fs, uuid }) = (source.record.content, record.content) {
+        if let (Content::Filesystem { .. }, Content::Filesystem { fs, uuid }) = (source.record.content, record.content)
+        {
             let bytes = store.medium.open(key)?;
             let lock = store.tool_lock(key)?;
             machine::filesystem::adopt(bytes.path(), fs, record.sector, &uuid, &lock)?;

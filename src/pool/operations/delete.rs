@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::time::Duration;
 
 use super::{TearDownError, run_job, tear_down};
-use crate::domain::{Id, Key, Kind, Outcome, Wipe};
+use crate::domain::{Id, Key, Outcome, Wipe};
 use crate::machine::file::{self, FileError};
 use crate::medium::MediumError;
 use crate::pool::guards::Busy;
@@ -100,8 +100,14 @@ fn refuse_in_use(store: &Store, key: &Key, record: &Record) -> Result<(), Delete
 fn wipe_and_remove(store: &Store, key: &Key, record: &Record) -> Result<Outcome<()>, DeleteError> {
     let wipe = record.volume().map_or(Wipe::None, |volume| volume.wipe);
     step!("delete.wipe");
+    let has_piece = match store.medium.open(key) {
+        Ok(_) => true,
+        // an earlier call came that far
+        Err(MediumError::Missing(_)) => false,
+        Err(error) => return Err(error.into()),
+    };
     match wipe {
-        _ if key.kind() != Kind::Volume => {}
+        _ if !has_piece => {}
         Wipe::None => {}
         Wipe::Discard => discard(store, key)?,
         Wipe::Zero => {

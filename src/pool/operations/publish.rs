@@ -164,7 +164,9 @@ fn refuse_what_cannot_be(store: &Store, request: &Publish, record: &Record) -> R
     }
     let wanted = match &request.capability.access {
         Access::Block => "a device".to_owned(),
-        Access::Mount(mount) => format!("a file system{}", mount.fs.map_or(String::new(), |fs| format!(" of type {fs}"))),
+        Access::Mount(mount) => {
+            format!("a file system{}", mount.fs.map_or(String::new(), |fs| format!(" of type {fs}")))
+        }
     };
     Err(PublishError::Content { there: format!("{:?}", record.content), wanted })
 }
@@ -177,12 +179,8 @@ fn record_grant(
     request: &Publish,
     generation: u64,
 ) -> Result<u64, RecordError> {
-    let grant = Grant {
-        node: request.node.clone(),
-        generation,
-        read_only: request.read_only,
-        mode: request.capability.mode,
-    };
+    let grant =
+        Grant { node: request.node.clone(), generation, read_only: request.read_only, mode: request.capability.mode };
     step!("publish.record");
     change_volume(store, key, record, |volume| {
         volume.grants.retain(|other| other.node.name != grant.node.name);

@@ -28,11 +28,10 @@ pub(in crate::share) fn connect(ticket: &Ticket, bytes: &Bytes, made: &mut Made)
 /// The loop device over the file: the one that was noted, or one that was made and not noted, or a new one.
 fn attached(ticket: &Ticket, path: &Path, made: Made) -> Result<LoopDevice, ConnectError> {
     let id = FileId::at(path).map_err(|source| ConnectError::Missing { path: path.to_owned(), source })?;
-    if let Made::Loop(number) = made {
-        let device = LoopDevice::of_number(number);
-        if device.status().map_err(step("looking at", path))?.is_some_and(|status| status.backing == id) {
-            return Ok(device);
-        }
+    if let Made::Loop(number) = made
+        && let Some(device) = noted(number, id, path)?
+    {
+        return Ok(device);
     }
     if made != Made::Nothing
         && let Some(device) = alike(ticket, id, path)?.into_iter().next()
@@ -55,13 +54,16 @@ pub(in crate::share) fn disconnect(ticket: &Ticket, bytes: &Bytes, made: Made) -
         // the file is gone, and with it the way to find what is not noted
         (Made::Unknown, Err(_)) => Ok(()),
         (Made::Loop(number), Err(_)) => detach_if_deleted(number, path),
-        (Made::Loop(number), Ok(id)) => {
-            let device = LoopDevice::of_number(number);
-            let status = device.status().map_err(step("looking at", path))?;
-            if status.is_some_and(|status| status.backing == id) { detach(&device, path) } else { Ok(()) }
-        }
+        (Made::Loop(number), Ok(id)) => noted(number, id, path)?.map_or(Ok(()), |device| detach(&device, path)),
         (Made::Unknown, Ok(id)) => alike(ticket, id, path)?.iter().try_for_each(|device| detach(device, path)),
     }
+}
+
+/// The loop device of this number, if it is still over this file.
+fn noted(number: u32, id: FileId, path: &Path) -> Result<Option<LoopDevice>, ConnectError> {
+    let device = LoopDevice::of_number_over(number, id);
+    let status = device.status().map_err(step("looking at", path))?;
+    Ok(status.map(|_| device))
 }
 
 /// The loop devices over the file that this ticket's user may have made.

@@ -1,5 +1,7 @@
 //! The host's half of `local`.
 
+use std::time::{Duration, Instant};
+
 use crate::domain::{Bytes, Key, NodeId, NodeName};
 use crate::machine::device;
 use crate::machine::file::FileId;
@@ -7,6 +9,10 @@ use crate::machine::loopdev::LoopDevice;
 use crate::machine::mounts::MountTable;
 use crate::share::ticket::Reach;
 use crate::share::{Target, TargetError, Withdrawn};
+
+/// A device that is being let go of is gone within this time: whoever looks at it just then delays that.
+const PATIENCE: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(10);
 
 /// A volume's user is on this machine, so whether it can still write is seen here: by the loop devices over the file.
 pub struct LocalTarget;
@@ -22,8 +28,14 @@ impl Target for LocalTarget {
     }
 
     fn users(&self, bytes: &Bytes) -> Result<Vec<String>, TargetError> {
-        let devices = devices(bytes)?;
-        Ok(devices.iter().map(|device| format!("{} is attached", device.path().display())).collect())
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let devices = devices(bytes)?;
+            if devices.is_empty() || Instant::now() >= end {
+                return Ok(devices.iter().map(|device| format!("{} is attached", device.path().display())).collect());
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     fn flush(&self, bytes: &Bytes) -> Result<(), TargetError> {
