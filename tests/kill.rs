@@ -275,7 +275,7 @@ fn the_inventory_sees_what_is_planted() {
     let images = place.pool_directory().join("images");
     let piece = images.join("v-00000000000000000000000000000000");
     File::create(&piece).unwrap().set_len(1 << 20).unwrap();
-    assert_eq!(place.inventory().files, [piece.clone()]);
+    assert_eq!(place.inventory().files, std::slice::from_ref(&piece));
     let device = support::run(&["losetup", "--find", "--show", piece.to_str().unwrap()]);
     assert_eq!(place.inventory().loops, [device.trim()]);
     let target = place.path("target");
