@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::operations::resume_all;
+use super::operations::{restore_grants, resume_all};
 use super::record::Record;
 use super::records::{Entry, RecordError, State};
 use super::store::{Store, StoreError, Surroundings};
@@ -97,8 +97,10 @@ impl Host {
 
     /// Opens the pool's store. What was said of it last time is not logged again.
     fn open(&self, spec: &PoolSpec, said: Option<String>) -> Result<Arc<Store>, String> {
-        let opened =
-            open_medium(&spec.medium).and_then(|medium| Store::open(spec, medium, Box::new(LocalTarget), &self.around));
+        let opened = open_medium(&spec.medium)
+            .and_then(|medium| Store::open(spec, medium, Box::new(LocalTarget), &self.around))
+            .map_err(|error| chain(&error))
+            .and_then(|store| restore_grants(&store).map(|()| store).map_err(|error| chain(&error)));
         match opened {
             Ok(store) => {
                 tracing::info!(pool = %spec.name, store = %store.id, "pool is open");
@@ -108,8 +110,7 @@ impl Host {
                 resume_all(&store);
                 Ok(store)
             }
-            Err(error) => {
-                let why = chain(&error);
+            Err(why) => {
                 if said.as_ref() != Some(&why) {
                     tracing::error!(pool = %spec.name, error = why, "pool cannot be opened; it is tried again");
                 }

@@ -7,5 +7,5 @@ pub mod target;
 pub mod ticket;
 
 pub use connect::{ConnectError, Connection, Source, connect, disconnect, refresh};
-pub use target::{Target, TargetError, Withdrawn};
+pub use target::{Enforced, Target, TargetError, Terms, Withdrawn};
 pub use ticket::{Reach, Ticket};

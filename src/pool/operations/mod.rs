@@ -16,7 +16,7 @@ pub use delete::{DeleteError, delete};
 pub use expand::{ExpandError, Expanded, expand};
 pub use list::{ListedSnapshot, ListedVolume, MOST, Page, Pages, snapshots, volumes};
 pub use modify::{ModifyError, modify};
-pub use publish::{PublishError, UnpublishError, publish, unpublish};
+pub use publish::{PublishError, UnpublishError, publish, restore_grants, unpublish};
 pub use snapshot::{SnapshotError, info as snapshot_info, snapshot};
 
 use super::jobs::{self, JobError};

@@ -1,6 +1,6 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume: grants.
 
-use super::layout;
+use crate::domain::error::chain;
 use crate::domain::request::{Access, Publish};
 use crate::domain::{AccessMode, Allocation, Bytes, Content, Id, Key, NodeName, PoolName};
 use crate::medium::MediumError;
@@ -9,7 +9,7 @@ use crate::pool::host::{Host, Unavailable};
 use crate::pool::record::{Grant, Record, Role, Volume};
 use crate::pool::records::{Entry, RecordError, State};
 use crate::pool::store::Store;
-use crate::share::{TargetError, Ticket, Withdrawn};
+use crate::share::{Enforced, TargetError, Terms, Ticket, Withdrawn};
 use crate::step;
 
 /// A node could not be given a volume.
@@ -130,18 +130,58 @@ pub fn publish(host: &Host, request: &Publish) -> Result<Ticket, PublishError> {
     step!("publish.open");
     let bytes = store.medium.open(&id.key)?;
     step!("publish.offer");
-    let reach = store.target.offer(&id.key, &bytes, &request.node, generation)?;
+    let grant = grant(request, generation);
+    let reach = store.target.offer(&id.key, &bytes, &terms(&record, &grant))?;
     step!("publish.done");
-    Ok(Ticket {
-        volume: id,
-        generation,
-        content: record.content,
+    let Terms { read_only, sector, keeps_blocks, .. } = terms(&record, &grant);
+    let (content, read_ahead_kib) = (record.content, volume.read_ahead_kib);
+    Ok(Ticket { volume: id, generation, content, sector, read_only, keeps_blocks, read_ahead_kib, reach })
+}
+
+fn grant(request: &Publish, generation: u64) -> Grant {
+    let Publish { node, read_only, capability, .. } = request.clone();
+    Grant { node, generation, read_only, mode: capability.mode }
+}
+
+/// What the share is to enforce for a grant.
+fn terms(record: &Record, grant: &Grant) -> Terms {
+    Terms {
+        node: grant.node.clone(),
+        generation: grant.generation,
+        read_only: grant.read_only || grant.mode.is_read_only(),
         sector: record.sector,
-        read_only: request.read_only || request.capability.mode.is_read_only(),
-        keeps_blocks: layout(&record).allocation == Allocation::Thick,
-        read_ahead_kib: volume.read_ahead_kib,
-        reach,
-    })
+        keeps_blocks: record.allocation == Allocation::Thick,
+    }
+}
+
+/// Makes what the share enforces what the records say, and lets clients in: what a host does when it starts. A volume that
+/// cannot be offered holds up no other.
+pub fn restore_grants(store: &Store) -> Result<(), TargetError> {
+    let mut recorded = Vec::new();
+    for (key, entry) in store.records.all().into_iter().filter(|(_, entry)| entry.state == State::Ready) {
+        for grant in entry.record.volume().map_or(&[][..], |volume| &volume.grants) {
+            if let Err(error) = offer_again(store, &key, &entry.record, grant) {
+                tracing::error!(store = %store.id, %key, node = %grant.node, error = %chain(&error), "cannot be offered");
+            }
+            recorded.push(Enforced { key, node: grant.node.name.clone(), generation: grant.generation });
+        }
+    }
+    for stray in store.target.grants()?.into_iter().filter(|enforced| !recorded.contains(enforced)) {
+        let withdrawn = withdraw_stray(store, &stray);
+        tracing::warn!(store = %store.id, ?stray, ?withdrawn, "a right that no record knows");
+    }
+    store.target.admit()
+}
+
+fn offer_again(store: &Store, key: &Key, record: &Record, grant: &Grant) -> Result<(), PublishError> {
+    let bytes = store.medium.open(key)?;
+    store.target.offer(key, &bytes, &terms(record, grant))?;
+    Ok(())
+}
+
+fn withdraw_stray(store: &Store, stray: &Enforced) -> Result<Withdrawn, PublishError> {
+    let bytes = store.medium.open(&stray.key)?;
+    Ok(store.target.withdraw(&stray.key, &bytes, &stray.node, stray.generation)?)
 }
 
 fn refuse_what_cannot_be(store: &Store, request: &Publish, record: &Record) -> Result<(), PublishError> {
@@ -179,8 +219,7 @@ fn record_grant(
     request: &Publish,
     generation: u64,
 ) -> Result<u64, RecordError> {
-    let grant =
-        Grant { node: request.node.clone(), generation, read_only: request.read_only, mode: request.capability.mode };
+    let grant = grant(request, generation);
     step!("publish.record");
     change_volume(store, key, record, |volume| {
         volume.grants.retain(|other| other.node.name != grant.node.name);
@@ -205,7 +244,7 @@ pub fn unpublish(host: &Host, id: Id, node: Option<&NodeName>) -> Result<(), Unp
     }
     let bytes = store.medium.open(&id.key)?;
     for grant in &ended {
-        withdraw(&store, &id.key, &bytes, &grant.node.name)?;
+        withdraw(&store, &id.key, &bytes, grant)?;
     }
     if ended.len() == grants.len() {
         step!("unpublish.close");
@@ -218,9 +257,10 @@ pub fn unpublish(host: &Host, id: Id, node: Option<&NodeName>) -> Result<(), Unp
     Ok(())
 }
 
-fn withdraw(store: &Store, key: &Key, bytes: &Bytes, node: &NodeName) -> Result<(), UnpublishError> {
+fn withdraw(store: &Store, key: &Key, bytes: &Bytes, grant: &Grant) -> Result<(), UnpublishError> {
+    let node = &grant.node.name;
     step!("unpublish.withdraw");
-    match store.target.withdraw(key, bytes, node)? {
+    match store.target.withdraw(key, bytes, node, grant.generation)? {
         Withdrawn::Ended => Ok(()),
         Withdrawn::StillUsed(by) => Err(UnpublishError::StillUsed { node: node.clone(), by }),
     }

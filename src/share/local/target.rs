@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::domain::{Bytes, Key, NodeId, NodeName};
+use crate::domain::{Bytes, Key, NodeName};
 use crate::machine::device;
 use crate::machine::file::FileId;
 use crate::machine::loopdev::LoopDevice;
 use crate::machine::mounts::MountTable;
 use crate::share::ticket::Reach;
-use crate::share::{Target, TargetError, Withdrawn};
+use crate::share::{Enforced, Target, TargetError, Terms, Withdrawn};
 
 /// A device that is being let go of is gone within this time: whoever looks at it just then delays that.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -18,13 +18,18 @@ const POLL: Duration = Duration::from_millis(10);
 pub struct LocalTarget;
 
 impl Target for LocalTarget {
-    fn offer(&self, _key: &Key, bytes: &Bytes, _to: &NodeId, _generation: u64) -> Result<Reach, TargetError> {
+    fn offer(&self, _key: &Key, bytes: &Bytes, _terms: &Terms) -> Result<Reach, TargetError> {
         Ok(Reach::Local(bytes.clone()))
     }
 
-    fn withdraw(&self, _key: &Key, bytes: &Bytes, _node: &NodeName) -> Result<Withdrawn, TargetError> {
+    fn withdraw(&self, _key: &Key, bytes: &Bytes, _: &NodeName, _generation: u64) -> Result<Withdrawn, TargetError> {
         let users = self.users(bytes)?;
         Ok(users.into_iter().next().map_or(Withdrawn::Ended, Withdrawn::StillUsed))
+    }
+
+    fn admit(&self) -> Result<(), TargetError> {
+        // there is no door: the only client is this machine
+        Ok(())
     }
 
     fn users(&self, bytes: &Bytes) -> Result<Vec<String>, TargetError> {
@@ -69,7 +74,7 @@ impl Target for LocalTarget {
         Ok(())
     }
 
-    fn grants(&self) -> Result<Vec<(Key, NodeName)>, TargetError> {
+    fn grants(&self) -> Result<Vec<Enforced>, TargetError> {
         // the kernel enforces nothing for a local volume: its node is the only machine that has the bytes
         Ok(Vec::new())
     }
@@ -86,5 +91,5 @@ fn failed<E>(step: &'static str, bytes: &Bytes) -> impl FnOnce(E) -> TargetError
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    move |source| TargetError { step, bytes: bytes.clone(), source: source.into() }
+    move |source| TargetError { step, path: bytes.path().to_owned(), source: source.into() }
 }
