@@ -304,3 +304,47 @@ fn read_only_modes_are_kept() {
     csi.delete(&volume).unwrap();
     place.inventory().assert_empty();
 }
+
+/// The process whose arguments name a tool and something below the place.
+fn find_tool(place: &Place, tool: &str) -> Option<String> {
+    let root = place.path("").to_str().unwrap().to_owned();
+    for entry in fs::read_dir("/proc").unwrap() {
+        let path = entry.unwrap().path();
+        let arguments = fs::read(path.join("cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        let is_tool = arguments.split(' ').next().is_some_and(|program| program.ends_with(tool));
+        if is_tool && arguments.contains(&root) {
+            return Some(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    None
+}
+
+#[test]
+fn a_tool_that_outlives_the_server_is_neither_cut_off_nor_raced() {
+    // large, and sparse: making a file system in such a volume takes a moment
+    let place = Place::with("ext4", "4T");
+    let config = place.pool("");
+    let mut server = Server::start(&place, &config);
+    let mut volume = Volume::filesystem("large", "ext4", 1 << 41);
+    let asking = std::thread::spawn({
+        let (client, mut volume) = (server.client(), volume.clone());
+        move || client.create(&mut volume)
+    });
+    let tool = eventually("mkfs runs", || find_tool(&place, "mkfs.ext4"));
+    support::run(&["kill", "-STOP", &tool]);
+    server.kill();
+    assert!(asking.join().unwrap().is_err());
+    let server = Server::start(&place, &config);
+    let csi = server.client();
+    assert_eq!(csi.create(&mut volume).unwrap_err().code(), Code::Aborted);
+    assert!(csi.create(&mut Volume::block("other", 32 * MIB)).is_ok(), "it costs only its own volume");
+    assert!(Path::new("/proc").join(&tool).exists(), "the tool is still there");
+    support::run(&["kill", "-CONT", &tool]);
+    eventually("the volume is made", || csi.create(&mut volume).ok());
+    let device = csi.use_at(&mut volume, &place.path("v")).unwrap();
+    fs::write(device.join("file"), MARK).unwrap();
+    csi.release(&volume, &place.path("v")).unwrap();
+    csi.delete(&volume).unwrap();
+    assert_eq!(place.inventory().notes, Vec::<PathBuf>::new());
+}
