@@ -358,3 +358,109 @@ pub fn node_publish(request: csi::NodePublishVolumeRequest) -> Result<Option<nod
 pub fn undone_path(field: &str, text: String) -> Result<PathBuf, Status> {
     path(field, text)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode};
+
+    fn block() -> csi::VolumeCapability {
+        csi::VolumeCapability {
+            access_type: Some(AccessType::Block(BlockVolume {})),
+            access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+        }
+    }
+
+    fn mount(fs: &str) -> csi::VolumeCapability {
+        let mount = MountVolume { fs_type: fs.to_owned(), ..Default::default() };
+        csi::VolumeCapability { access_type: Some(AccessType::Mount(mount)), ..block() }
+    }
+
+    fn map_of(entries: &[(&str, &str)]) -> HashMap<String, String> {
+        entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn create() -> csi::CreateVolumeRequest {
+        csi::CreateVolumeRequest {
+            name: "pvc-1".to_owned(),
+            volume_capabilities: vec![block()],
+            parameters: map_of(&[("pool", "p")]),
+            ..Default::default()
+        }
+    }
+
+    fn range(required_bytes: i64, limit_bytes: i64) -> Option<csi::CapacityRange> {
+        Some(csi::CapacityRange { required_bytes, limit_bytes })
+    }
+
+    #[test]
+    fn a_refusal_names_its_field() {
+        let with = |change: &dyn Fn(&mut csi::CreateVolumeRequest)| {
+            let mut request = create();
+            change(&mut request);
+            create_volume(request).map(|_| String::new()).unwrap_or_else(|status| status.message().to_owned())
+        };
+        for (field, message) in [
+            ("name", with(&|request| request.name = String::new())),
+            ("name", with(&|request| request.name = "x".repeat(129))),
+            ("name", with(&|request| request.name = "a\u{0}b".to_owned())),
+            ("volume_capabilities", with(&|request| request.volume_capabilities.clear())),
+            ("volume_capabilities[0].access_mode", with(&|request| request.volume_capabilities[0].access_mode = None)),
+            ("volume_capabilities[0].access_type", with(&|request| request.volume_capabilities[0].access_type = None)),
+            ("volume_capabilities", with(&|request| request.volume_capabilities.push(mount("ext4")))),
+            ("volume_capabilities[0].mount.fs_type", with(&|request| request.volume_capabilities[0] = mount("zfs"))),
+            ("capacity_range.required_bytes", with(&|request| request.capacity_range = range(-1, 0))),
+            ("capacity_range.limit_bytes", with(&|request| request.capacity_range = range(0, i64::MIN))),
+            ("capacity_range", with(&|request| request.capacity_range = range(2, 1))),
+            ("parameters[pool]", with(&|request| request.parameters.clear())),
+            ("parameters[pool]", with(&|request| request.parameters = map_of(&[("pool", "../x")]))),
+            ("parameters[colour]", with(&|request| request.parameters = map_of(&[("pool", "p"), ("colour", "blue")]))),
+            ("parameters[allocation]", with(&|request| request.parameters = map_of(&[("allocation", "fat")]))),
+            ("parameters[medium]", with(&|request| request.parameters = map_of(&[("medium", "lvm")]))),
+            ("parameters", with(&|request| request.parameters = map_of(&[("pool", &"p".repeat(4096))]))),
+            ("mutable_parameters[x]", with(&|request| request.mutable_parameters = map_of(&[("x", "y")]))),
+            (
+                "mutable_parameters[readAheadKiB]",
+                with(&|request| request.mutable_parameters = map_of(&[("readAheadKiB", "-1")])),
+            ),
+            (
+                "volume_content_source.type",
+                with(&|request| request.volume_content_source = Some(csi::VolumeContentSource { r#type: None })),
+            ),
+        ] {
+            assert!(message.starts_with(&format!("{field}: ")), "{field}: {message:?}");
+        }
+    }
+
+    #[test]
+    fn a_class_and_its_attributes_are_read_together() {
+        let mut request = create();
+        let class =
+            [("pool", "p"), ("wipe", "zero"), ("csi.storage.k8s.io/fstype", "xfs"), ("csi.storage.k8s.io/x", "y")];
+        request.parameters = map_of(&class);
+        request.mutable_parameters = map_of(&[("readAheadKiB", "64"), ("csi.storage.k8s.io/pv/name", "z")]);
+        request.volume_capabilities = vec![mount("")];
+        let asked = create_volume(request.clone()).unwrap();
+        assert_eq!(asked.access, CreateAccess::Filesystem(Some(FsType::Xfs)));
+        let modifiable = Modifiable { wipe: Some(Wipe::Zero), read_ahead_kib: Some(64) };
+        assert_eq!(asked.parameters.modifiable, modifiable);
+        // what the capability says of the file system counts more than the class
+        request.volume_capabilities = vec![mount("btrfs")];
+        assert_eq!(create_volume(request).unwrap().access, CreateAccess::Filesystem(Some(FsType::Btrfs)));
+    }
+
+    #[test]
+    fn paths_that_lead_elsewhere_are_refused() {
+        for (text, fine) in [
+            ("/var/lib/kubelet/pods/x/mount", true),
+            ("relative", false),
+            ("/a/../b", false),
+            ("/", false),
+            ("/a\0b", false),
+            ("", false),
+        ] {
+            assert_eq!(path("target_path", text.to_owned()).is_ok(), fine, "{text:?}");
+        }
+    }
+}
