@@ -16,6 +16,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::file::FileId;
+use super::mounts::while_busy;
 
 const CONTROL: &str = "/dev/loop-control";
 /// How many numbers an attach tries when others take them first.
@@ -298,7 +299,7 @@ impl LoopDevice {
         let Some((look, before)) = self.open_bound()? else { return Ok(()) };
         let bound = LoopDevice { number: self.number, backing: Some(FileId::from(&before)) };
         // Claiming it refuses what is mounted before anything is changed, and keeps others from mounting it meanwhile.
-        let claimed = self.open(OFlags::RDONLY | OFlags::EXCL).map_err(|errno| match errno {
+        let claimed = while_busy(|| self.open(OFlags::RDONLY | OFlags::EXCL)).map_err(|errno| match errno {
             Errno::BUSY => LoopError::Busy { device: self.path() },
             errno => LoopError::OpenDevice { device: self.path(), source: errno.into() },
         })?;

@@ -169,7 +169,9 @@ pub fn resolve(path: &Path) -> Result<PathBuf, MountError> {
 pub fn mount(source: &Path, target: &Path, fs: &str, flags: MountFlags, data: &str) -> Result<(), MountError> {
     refuse_link(target)?;
     let options = CString::new(data).map_err(|_| MountError::Options { options: data.into() })?;
-    rustix::mount::mount(source, target, fs, flags, options.as_c_str()).map_err(|errno| MountError::Mount {
+    // another program may be trying the number of a loop device that was free a moment ago, and claims it for that moment
+    let mounted = while_busy(|| rustix::mount::mount(source, target, fs, flags, options.as_c_str()));
+    mounted.map_err(|errno| MountError::Mount {
         what: source.into(),
         target: target.into(),
         fs_type: fs.into(),
@@ -245,9 +247,14 @@ pub fn unmount(target: &Path) -> Result<Outcome<()>, MountError> {
 }
 
 fn unmount_once(point: &Path) -> Result<(), Errno> {
+    while_busy(|| rustix::mount::unmount(point, UnmountFlags::NOFOLLOW))
+}
+
+/// Does it again while it is busy, for a moment: what holds it may be gone at once.
+pub(super) fn while_busy<T>(mut act: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     let end = Instant::now() + BUSY_WAIT;
     loop {
-        match rustix::mount::unmount(point, UnmountFlags::NOFOLLOW) {
+        match act() {
             Err(Errno::BUSY) if Instant::now() < end => std::thread::sleep(BUSY_POLL),
             result => return result,
         }

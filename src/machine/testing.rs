@@ -65,8 +65,8 @@ impl TestFs {
         let detach = Detach(device.clone());
         // XFS and Btrfs ask for -f before they write over something, ext4 for -F
         let force = if fs == FsType::Ext4 { "-F" } else { "-f" };
-        run(Command::new(format!("mkfs.{}", fs.as_str())).args(["-q", force, &device]));
-        run(Command::new("mount").args(["-t", fs.as_str(), &device]).arg(&mount_point));
+        run_while_busy(Command::new(format!("mkfs.{}", fs.as_str())).args(["-q", force, &device]));
+        run_while_busy(Command::new("mount").args(["-t", fs.as_str(), &device]).arg(&mount_point));
         let mounted = TestFs { mount_point, _dir: dir };
         // the mount holds it now: the kernel detaches it at the unmount
         drop(detach);
@@ -124,6 +124,18 @@ pub fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(1));
         is_so()
     })
+}
+
+/// Runs a command that must succeed, again while its device is busy: another program that tries a number that was free a
+/// moment ago claims it for that moment.
+fn run_while_busy(command: &mut Command) {
+    let is_done = eventually(|| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || said.contains("busy"), "{command:?}: {said}");
+        output.status.success()
+    });
+    assert!(is_done, "{command:?}: busy for a second");
 }
 
 /// Runs a command that must succeed, and gives what it printed, trimmed.

@@ -29,7 +29,11 @@ impl Place {
         run(&["truncate", "-s", size, image.to_str().unwrap()]);
         run(&[&format!("mkfs.{fs}"), "-q", image.to_str().unwrap()]);
         std::fs::create_dir(&disk).unwrap();
-        run(&["mount", "-o", "loop", image.to_str().unwrap(), disk.to_str().unwrap()]);
+        // another program that tries the same number of a loop device claims it for a moment
+        super::eventually("the disk is mounted", || {
+            let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, &disk]).output().unwrap();
+            mounted.status.success().then_some(())
+        });
         place
     }
 
