@@ -3,7 +3,7 @@
 # What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny.
 export CISTERN_CACHE ?= $(HOME)/.cache/cistern
 
-.PHONY: help build demo test lint unit sanity local setup fresh
+.PHONY: help build demo test lint unit sanity local lab setup fresh
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,7 +18,7 @@ demo: ## see it work, on this machine
 test: setup ## everything that CI runs; closes with "N passed, N failed"
 	tests/run
 
-lint unit sanity local: setup ## one layer of it
+lint unit sanity local lab: setup ## one layer of it
 	tests/run $@
 
 setup: ## install and build what the tests need (Debian or Ubuntu, as root)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
 use support::client::{GIB, MIB};
-use support::{Csi, Place, Server, Volume, run};
+use support::{Csi, Place, Server, Volume, may_grow_ext4, run};
 use tonic::Code;
 
 /// A pool on XFS with a server.
@@ -179,7 +179,7 @@ fn file_systems_of_each_type_mount_beside_their_clones() {
 fn file_systems_grow_while_mounted_and_when_restored_larger() {
     let (place, _, server) = on_xfs();
     let csi = server.client();
-    for fs in ["xfs", "btrfs"] {
+    for fs in if may_grow_ext4() { &["ext4", "xfs", "btrfs"][..] } else { &["xfs", "btrfs"] } {
         let mut volume = Volume::filesystem("small", fs, 320 * MIB);
         csi.create(&mut volume).unwrap();
         let root = csi.use_at(&mut volume, &place.path("v")).unwrap();
@@ -196,6 +196,31 @@ fn file_systems_grow_while_mounted_and_when_restored_larger() {
         csi.delete(&volume).unwrap();
         csi.delete(&larger).unwrap();
     }
+    place.inventory().assert_empty();
+}
+
+/// In a container, mostly; a host with all rights has no such case, and nothing to see here.
+#[test]
+fn an_ext4_that_may_not_grow_stays_usable() {
+    if may_grow_ext4() {
+        println!("this process may grow an ext4, as file_systems_grow_while_mounted_and_when_restored_larger shows");
+        return;
+    }
+    println!("this process lacks CAP_SYS_RESOURCE: the kernel refuses to grow a mounted ext4");
+    let (place, _, server) = on_xfs();
+    let csi = server.client();
+    let mut volume = Volume::filesystem("small", "ext4", 320 * MIB);
+    csi.create(&mut volume).unwrap();
+    let root = csi.use_at(&mut volume, &place.path("v")).unwrap();
+    fs::write(root.join("file"), "before").unwrap();
+    csi.expand(&mut volume, 640 * MIB).unwrap();
+    let refused = csi.node_expand(&volume, &root).unwrap_err();
+    assert_eq!(refused.code(), Code::Internal);
+    assert!(refused.message().contains("Operation not permitted"), "{}", refused.message());
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "before");
+    fs::write(root.join("file"), "after").unwrap();
+    csi.release(&volume, &place.path("v")).unwrap();
+    csi.delete(&volume).unwrap();
     place.inventory().assert_empty();
 }
 

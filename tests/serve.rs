@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use cistern::proto::csi::v1 as csi;
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
@@ -49,6 +49,7 @@ fn a_store_serves_one_daemon() {
         .arg(place.path("other-data"))
         .arg("--config")
         .arg(place.path("pools.yaml"))
+        .stderr(Stdio::null())
         .spawn();
     let mut other = other.unwrap();
     let csi = eventually("the second server answers", || Csi::try_connect(&place.path("other.sock")));

@@ -1,6 +1,8 @@
 //! `cistern serve`: host and node in one process on one socket. One way in, one way out: bind, open the pools, serve; on a
 //! signal stop accepting, drain, let jobs stop at a checkpoint, let go of what nobody uses.
 
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -79,16 +81,30 @@ pub fn parse_endpoint(text: &str) -> Result<PathBuf, String> {
 /// Carries the command out.
 pub fn main(args: &ServeArgs) -> super::Done {
     start_log(args)?;
-    std::fs::create_dir_all(&args.data).map_err(|error| format!("{}: {error}", args.data.display()))?;
+    let data = prepare_data(&args.data)?;
+    let _only_server = lock_data(&data)?;
     let node = node_id(args)?;
     // bound before anything is opened, so that a second server is refused before it touches a store
     let listener = bind(&args.endpoint)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(args, node, listener));
+    let served = runtime.block_on(serve(args, &data, node, listener));
     runtime.shutdown_timeout(Duration::ZERO);
-    // a socket that is gone already is what was wanted
-    let _ = std::fs::remove_file(&args.endpoint);
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Makes the data directory, and answers its absolute path: tools do not run where the server does.
+fn prepare_data(data: &Path) -> Result<PathBuf, String> {
+    let failed = |error| format!("{}: {error}", data.display());
+    std::fs::create_dir_all(data).map_err(failed)?;
+    data.canonicalize().map_err(failed)
+}
+
+/// Stage records and node guards are one server's own.
+fn lock_data(data: &Path) -> Result<File, String> {
+    let path = data.join("lock");
+    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    file.try_lock().map_err(|_| format!("{}: another server uses this data directory", data.display()))?;
+    Ok(file)
 }
 
 fn start_log(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
@@ -131,11 +147,10 @@ fn bind(socket: &Path) -> Result<UnixListener, Box<dyn std::error::Error>> {
     if UnixStream::connect(socket).is_ok() {
         return Err(format!("{}: another server listens there", socket.display()).into());
     }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(format!("{}: {error}", socket.display()).into());
-        }
-        _ => {}
+    match std::fs::symlink_metadata(socket) {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(socket)?,
+        Ok(_) => return Err(format!("{}: something else than a socket is there", socket.display()).into()),
+        Err(_) => {}
     }
     // the mode is there from the first moment; no other thread runs yet that the mask could concern
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
@@ -152,12 +167,17 @@ macro_rules! sized {
         $server.max_decoding_message_size(csi::LARGEST_MESSAGE).max_encoding_message_size(csi::LARGEST_MESSAGE)
     };
 }
-async fn serve(args: &ServeArgs, node: NodeId, listener: UnixListener) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(
+    args: &ServeArgs,
+    data: &Path,
+    node: NodeId,
+    listener: UnixListener,
+) -> Result<(), Box<dyn std::error::Error>> {
     let stop = stop_on_signal()?;
     let tasks = Tasks::default();
-    let host = Arc::new(Host::new(node.name.clone(), args.data.clone(), tasks.clone()));
+    let host = Arc::new(Host::new(node.name.clone(), data.to_owned(), tasks.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %node, endpoint = %args.endpoint.display(), "starting");
-    let mut pools = Pools { config: args.config.clone(), data: args.data.clone(), read: None };
+    let mut pools = Pools { config: args.config.clone(), data: data.to_owned(), read: None };
     let first = pools.read()?;
     let opening = Arc::clone(&host);
     tokio::task::spawn_blocking(move || opening.apply(first)).await?;
@@ -165,7 +185,7 @@ async fn serve(args: &ServeArgs, node: NodeId, listener: UnixListener) -> Result
         let (host, stop) = (Arc::clone(&host), stop.clone());
         move || tend(&host, pools, &stop)
     });
-    let node = Arc::new(Node::new(node, &args.data));
+    let node = Arc::new(Node::new(node, data));
     let router = Server::builder()
         .add_service(sized!(IdentityServer::new(Identity { driver_name: args.driver_name.clone() })))
         .add_service(sized!(ControllerServer::new(Controller { host: Arc::clone(&host), tasks: tasks.clone() })))
@@ -176,7 +196,7 @@ async fn serve(args: &ServeArgs, node: NodeId, listener: UnixListener) -> Result
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     tracing::info!("serving");
-    finish(serving, &stop, &tasks).await?;
+    finish(serving, &stop, &tasks, &args.endpoint).await?;
     tending.await?;
     tokio::task::spawn_blocking(move || host.close()).await?;
     Ok(())
@@ -187,6 +207,7 @@ async fn finish(
     mut serving: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     stop: &CancellationToken,
     tasks: &Tasks,
+    socket: &Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
     tokio::select! {
         // cancel-safe: a handle may be polled again
@@ -195,6 +216,8 @@ async fn finish(
         () = stop.cancelled() => {}
     }
     tracing::info!("stopping");
+    // now and not at the end: the path may be a next server's by then
+    let _ = std::fs::remove_file(socket);
     let tasks = tasks.clone();
     let left = tokio::task::spawn_blocking(move || tasks.drain(DRAIN)).await?;
     if left > 0 {

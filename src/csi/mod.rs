@@ -76,7 +76,8 @@ where
     });
     match tokio::time::timeout_at(until, running).await {
         Ok(Ok(done)) => done,
-        Ok(Err(panicked)) => Err(Status::internal(format!("the operation ended without an answer: {panicked}"))),
+        // what it left is brought to an end by the next call, so the caller must make one
+        Ok(Err(panicked)) => Err(Status::unavailable(format!("the operation ended without an answer: {panicked}"))),
         Err(_) => Err(late()),
     }
 }

@@ -294,11 +294,11 @@ fn content_source(source: csi::VolumeContentSource) -> Result<Source, Status> {
     }
 }
 
-/// The hosts of a topology requirement: those it demands, or else those it prefers. Empty says nothing. A segment of
-/// somebody else's keys is no host of ours.
-fn hosts(requirement: Option<&csi::TopologyRequirement>) -> Vec<NodeName> {
-    let Some(requirement) = requirement else { return Vec::new() };
-    requirement.requisite.iter().filter_map(host_of).collect()
+/// The hosts that a topology requirement demands. A segment of somebody else's keys is no host of ours, so that a
+/// requirement of only such segments is met nowhere.
+fn hosts(requirement: Option<&csi::TopologyRequirement>) -> Option<Vec<NodeName>> {
+    let requisite = &requirement?.requisite;
+    (!requisite.is_empty()).then(|| requisite.iter().filter_map(host_of).collect())
 }
 
 /// The host that a topology names.

@@ -6,6 +6,8 @@
 use tonic::{Code, Status};
 
 use crate::domain::error::chain;
+use crate::machine::file::FileError;
+use crate::medium::MediumError;
 use crate::node;
 use crate::pool::host::Unavailable;
 use crate::pool::jobs::JobError;
@@ -53,6 +55,9 @@ fn record(error: &RecordError) -> Code {
 fn job(error: &JobError) -> Code {
     match error {
         JobError::Stopped => Code::Aborted,
+        JobError::Medium(MediumError::NoSpace(_)) | JobError::File(FileError::NoSpace { .. }) => {
+            Code::ResourceExhausted
+        }
         JobError::Medium(_) | JobError::File(_) | JobError::Open { .. } | JobError::Sync(_) => Code::Internal,
         JobError::Record(error) => record(error),
     }
@@ -68,7 +73,7 @@ impl Coded for CreateError {
             }
             CreateError::Exists { .. } => Code::AlreadyExists,
             CreateError::SourceUnknown(_) => Code::NotFound,
-            CreateError::SourceInUse { .. } => Code::FailedPrecondition,
+            CreateError::SourceInUse { .. } | CreateError::Stray(_) => Code::FailedPrecondition,
             CreateError::SmallerThanSource { .. } | CreateError::Size(_) => Code::OutOfRange,
             CreateError::Full { .. } | CreateError::Elsewhere { .. } => Code::ResourceExhausted,
             CreateError::Job(error) => job(error),
@@ -78,8 +83,9 @@ impl Coded for CreateError {
             | CreateError::Medium(_)
             | CreateError::Target(_)
             | CreateError::Store(_)
-            | CreateError::TearDown(_)
             | CreateError::Random(_) => Code::Internal,
+            // something is left: the caller must ask again
+            CreateError::TearDown(_) => Code::Unavailable,
         }
     }
 }
@@ -161,14 +167,12 @@ impl Coded for SnapshotError {
             SnapshotError::Unavailable(error) => unavailable(error),
             SnapshotError::VolumeUnknown(_) => Code::NotFound,
             SnapshotError::Exists(_) => Code::AlreadyExists,
-            SnapshotError::InUse { .. } => Code::FailedPrecondition,
+            SnapshotError::InUse { .. } | SnapshotError::Stray(_) => Code::FailedPrecondition,
             SnapshotError::Full { .. } => Code::ResourceExhausted,
             SnapshotError::Job(error) => job(error),
             SnapshotError::Record(error) => record(error),
-            SnapshotError::Medium(_)
-            | SnapshotError::Target(_)
-            | SnapshotError::TearDown(_)
-            | SnapshotError::Thread(_) => Code::Internal,
+            SnapshotError::Medium(_) | SnapshotError::Target(_) | SnapshotError::Thread(_) => Code::Internal,
+            SnapshotError::TearDown(_) => Code::Unavailable,
         }
     }
 }
@@ -195,7 +199,6 @@ impl Coded for node::StageError {
             node::StageError::Probe(_)
             | node::StageError::Open { .. }
             | node::StageError::Mount(_)
-            | node::StageError::Grow(_)
             | node::StageError::Directory { .. }
             | node::StageError::Record(_) => Code::Internal,
         }
@@ -260,6 +263,7 @@ impl Coded for node::StatisticsError {
     fn code(&self) -> Code {
         match self {
             node::StatisticsError::NotHere { .. } => Code::NotFound,
+            node::StatisticsError::Connect(error) => connect(error),
             node::StatisticsError::Measure { .. }
             | node::StatisticsError::Mount(_)
             | node::StatisticsError::Record(_) => Code::Internal,

@@ -89,8 +89,8 @@ pub struct CreateVolume {
     pub parameters: ClassParameters,
     /// Where the bytes come from, if not zeros.
     pub source: Option<Source>,
-    /// The hosts that it may live on; empty says nothing.
-    pub hosts: Vec<NodeName>,
+    /// The hosts that it may live on; `None` says nothing.
+    pub hosts: Option<Vec<NodeName>>,
 }
 
 /// What a new volume is to hold.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, IFlags};
 use rustix::io::Errno;
 
-pub use copy::copy_range;
+pub use copy::{copy_range, overwrite};
 pub use durable::{is_temporary, remove_durably, rename_durably, sync_dir, write_atomically};
 pub use extents::{DataRanges, data_ranges, shared_bytes};
 pub use space::{FsKind, Space, direct_io_sector, direct_io_sector_in, kind, space, supports_clone};

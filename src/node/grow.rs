@@ -56,10 +56,9 @@ pub fn grow(node: &Node, volume: &Id, path: &Path, required: u64) -> Result<u64,
     let _guard = node.guards.exclusive(volume)?;
     let record = node.recorded(volume)?.filter(|record| record.is_at(path)).ok_or_else(not_here)?;
     step!("node-expand.device");
-    let size = share::refresh(&record.connection)?;
-    for made in record.targets.iter().filter_map(|target| target.device) {
-        let own = share::Connection { made, ..record.connection.clone() };
-        share::refresh(&own)?;
+    let size = share::refresh(&record.connection)?.ok_or_else(not_here)?;
+    if let Some(reader) = record.reader() {
+        share::refresh(&reader)?;
     }
     if size < required {
         return Err(GrowError::TooSmall { size, required });

@@ -26,7 +26,7 @@ const FLAGS: [(&str, MountFlags); 13] = [
 const DEFAULTS: [&str; 7] = ["defaults", "rw", "suid", "dev", "exec", "async", "atime"];
 
 /// Options of one file system, with a value where the name ends in `=`.
-const EXT4: [&str; 16] = [
+const EXT4: [&str; 17] = [
     "discard",
     "nodiscard",
     "barrier=",
@@ -35,7 +35,8 @@ const EXT4: [&str; 16] = [
     "data=",
     "delalloc",
     "nodelalloc",
-    "errors=",
+    "errors=remount-ro",
+    "errors=continue",
     "stripe=",
     "user_xattr",
     "acl",

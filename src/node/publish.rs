@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::record::{RecordError, RecordedAccess, StageRecord, TargetRecord};
+use super::stage::is_of;
 use super::{Node, Publish};
 use crate::domain::Id;
 use crate::machine::mounts::{self, BindFlags, MountError, MountTable};
@@ -97,7 +98,7 @@ pub fn publish(node: &Node, request: &Publish) -> Result<(), PublishError> {
     check(&record, request)?;
     if record.target(&request.target).is_none() {
         step!("node-publish.record");
-        let target = TargetRecord { path: request.target.clone(), read_only: request.read_only, device: None };
+        let target = TargetRecord { path: request.target.clone(), read_only: request.read_only };
         record.targets.push(target);
         node.save(&record)?;
     }
@@ -135,48 +136,50 @@ fn check(record: &StageRecord, request: &Publish) -> Result<(), PublishError> {
     if let Some(target) = published {
         return if target.read_only == request.read_only { Ok(()) } else { exists("readonly flag") };
     }
-    match record.targets.first() {
-        Some(other) if !record.mode.allows_many_targets() => Err(PublishError::Once(other.path.clone())),
+    match record.still_published()? {
+        Some(other) if !record.mode.allows_many_targets() => Err(PublishError::Once(other)),
         _ => Ok(()),
     }
 }
 
 fn publish_device(node: &Node, record: &mut StageRecord, request: &Publish) -> Result<(), PublishError> {
     let device = match request.read_only && !record.connection.ticket.read_only {
-        true => read_only_device(node, record, &request.target)?,
-        false => device_of(&mut record.connection)?,
+        true => reader(node, record)?,
+        false => staged_device(record)?,
     };
     make_file(&request.target)?;
     let point = mounts::resolve(&request.target)?;
-    if MountTable::read()?.at(&point).is_some() {
-        // it is the record's own: nothing else is ever put at a target
-        return Ok(());
+    // of a device node's bind mount the root is the node's path in its file system
+    match MountTable::read()?.at(&point) {
+        Some(there) if there.root.file_name() == device.file_name() => return Ok(()),
+        // it is the record's own target, so what is there is a device that the volume had before
+        Some(_) => {
+            let _ = mounts::unmount(&point)?;
+        }
+        None => {}
     }
     step!("node-publish.bind");
     Ok(mounts::bind(&device, &point, BindFlags::default())?)
 }
 
-/// The staged device; made anew if the machine was started anew since.
-fn device_of(connection: &mut Connection) -> Result<PathBuf, PublishError> {
-    let Source::Device(device) = share::connect(connection)?;
-    Ok(device)
+fn staged_device(record: &StageRecord) -> Result<PathBuf, PublishError> {
+    match share::standing(&record.connection)? {
+        Some(Source::Device(device)) => Ok(device),
+        // the machine was started anew since
+        None => Err(PublishError::NotStaged(record.staging.clone())),
+    }
 }
 
-/// A device over the same bytes that refuses writes: a read-only mount of a device node would not.
-fn read_only_device(node: &Node, record: &mut StageRecord, target: &Path) -> Result<PathBuf, PublishError> {
-    let Some(at) = record.targets.iter().position(|other| other.path == target) else {
-        return Err(PublishError::NotStaged(target.to_owned()));
-    };
-    let noted = record.targets[at].device;
-    record.targets[at].device.get_or_insert(Made::Unknown);
+/// The volume's second device, which refuses writes: a read-only mount of a device node would not.
+fn reader(node: &Node, record: &mut StageRecord) -> Result<PathBuf, PublishError> {
+    let noted = record.reader;
+    record.reader.get_or_insert(Made::Unknown);
     node.save(record)?;
-    step!("node-publish.own-device");
-    let Some(connection) = record.own_connection(&record.targets[at]) else {
-        return Err(PublishError::NotStaged(target.to_owned()));
-    };
+    step!("node-publish.reader");
+    let Some(connection) = record.reader() else { return Err(PublishError::NotStaged(record.staging.clone())) };
     let mut connection = Connection { made: noted.unwrap_or(Made::Nothing), ..connection };
     let Source::Device(device) = share::connect(&mut connection)?;
-    record.targets[at].device = Some(connection.made);
+    record.reader = Some(connection.made);
     node.save(record)?;
     Ok(device)
 }
@@ -218,36 +221,59 @@ pub fn unpublish(node: &Node, volume: &Id, target: &Path) -> Result<(), Unpublis
     let _guard = node.guards.exclusive(volume)?;
     let record = node.recorded(volume)?;
     step!("node-unpublish.unmount");
-    unmount_and_remove(target)?;
-    let Some(mut record) = record else { return Ok(()) };
-    let Some(at) = record.targets.iter().position(|other| other.path == target) else { return Ok(()) };
-    step!("node-unpublish.own-device");
-    if let Some(own) = record.own_connection(&record.targets[at]) {
-        share::disconnect(&own).map_err(|error| match error {
+    let Some(mut record) = record.filter(|record| record.target(target).is_some()) else {
+        return clear_unrecorded(volume, target);
+    };
+    unmount(target)?;
+    remove(target)?;
+    record.targets.retain(|other| other.path != target);
+    step!("node-unpublish.reader");
+    if let Some(reader) = record.reader().filter(|_| !record.targets.iter().any(|other| other.read_only)) {
+        share::disconnect(&reader).map_err(|error| match error {
             error @ ConnectError::InUse { .. } => UnpublishError::InUse(error.into()),
             other => UnpublishError::Connect(other),
         })?;
+        record.reader = None;
     }
-    record.targets.remove(at);
     step!("node-unpublish.record");
     node.save(&record)?;
     step!("node-unpublish.done");
     Ok(())
 }
 
-fn unmount_and_remove(target: &Path) -> Result<(), UnpublishError> {
-    match mounts::unmount(target) {
-        Ok(_) => {}
-        Err(error @ MountError::Busy { .. }) => return Err(UnpublishError::InUse(error.into())),
-        Err(error) => return Err(UnpublishError::Mount(error)),
+/// A target that no record knows: only what is this volume's is unmounted, and only what is empty removed.
+fn clear_unrecorded(volume: &Id, target: &Path) -> Result<(), UnpublishError> {
+    let Ok(point) = mounts::resolve(target) else { return Ok(()) };
+    let table = MountTable::read().map_err(UnpublishError::Mount)?;
+    match table.at(&point) {
+        Some(mount) if !is_of(mount, volume) => return Ok(()),
+        Some(_) => unmount(target)?,
+        None => {}
     }
+    remove(target)
+}
+
+fn unmount(target: &Path) -> Result<(), UnpublishError> {
+    match mounts::unmount(target) {
+        Ok(_) => Ok(()),
+        Err(error @ MountError::Busy { .. }) => Err(UnpublishError::InUse(error.into())),
+        Err(error) => Err(UnpublishError::Mount(error)),
+    }
+}
+
+/// Removes what publish made: an empty file or directory. What somebody wrote into the bare place is somebody's.
+fn remove(target: &Path) -> Result<(), UnpublishError> {
     let failed = |source| UnpublishError::Target { path: target.to_owned(), source };
     let metadata = match std::fs::symlink_metadata(target) {
         Ok(metadata) => metadata,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    // never recursive: what somebody wrote into the bare directory is somebody's
-    let removed = if metadata.is_dir() { std::fs::remove_dir(target) } else { std::fs::remove_file(target) };
-    removed.map_err(failed)
+    if metadata.is_dir() {
+        return std::fs::remove_dir(target).map_err(failed);
+    }
+    if !metadata.is_file() || metadata.len() > 0 {
+        return Err(failed(std::io::Error::other("it is not the empty file that was made there")));
+    }
+    std::fs::remove_file(target).map_err(failed)
 }

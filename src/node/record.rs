@@ -8,6 +8,7 @@ use super::Node;
 use crate::domain::volume::Content;
 use crate::domain::{AccessMode, Id};
 use crate::machine::file;
+use crate::machine::mounts::{self, MountError, MountTable};
 use crate::share::connect::Made;
 use crate::share::{Connection, Ticket};
 
@@ -29,6 +30,8 @@ pub struct StageRecord {
     pub mode: AccessMode,
     /// The way to it.
     pub connection: Connection,
+    /// A second device over the same bytes, which refuses writes: for targets that may only be read.
+    pub reader: Option<Made>,
     /// Where it is published.
     pub targets: Vec<TargetRecord>,
 }
@@ -55,8 +58,6 @@ pub struct TargetRecord {
     pub path: PathBuf,
     /// Whether it may only be read there.
     pub read_only: bool,
-    /// A device of its own, which refuses writes.
-    pub device: Option<Made>,
 }
 
 /// What is known of a volume here.
@@ -137,6 +138,7 @@ impl StageRecord {
             access: RecordedAccess::of(&stage.capability.access),
             mode: stage.capability.mode,
             connection: Connection::new(stage.ticket.clone()),
+            reader: None,
             targets: Vec::new(),
         }
     }
@@ -146,10 +148,20 @@ impl StageRecord {
         self.targets.iter().find(|target| target.path == path)
     }
 
-    /// The way to the device that a target has for itself: over the same bytes, and refusing writes.
-    pub(super) fn own_connection(&self, target: &TargetRecord) -> Option<Connection> {
+    /// The way to the device that refuses writes, if there is one.
+    pub(super) fn reader(&self) -> Option<Connection> {
         let ticket = Ticket { read_only: true, content: Content::Block, ..self.connection.ticket.clone() };
-        target.device.map(|made| Connection { ticket, made })
+        self.reader.map(|made| Connection { ticket, made })
+    }
+
+    /// A target at which something really is mounted. After a reboot there is none, whatever the record says.
+    pub(super) fn still_published(&self) -> Result<Option<PathBuf>, MountError> {
+        if self.targets.is_empty() {
+            return Ok(None);
+        }
+        let table = MountTable::read()?;
+        let is_mounted = |path: &Path| mounts::resolve(path).is_ok_and(|point| table.at(&point).is_some());
+        Ok(self.targets.iter().map(|target| &target.path).find(|path| is_mounted(path)).cloned())
     }
 
     /// Whether the volume is staged or published at this path.

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use super::options::{self, Options, Refused};
 use super::record::{RecordError, RecordedAccess, StageRecord};
 use super::{Node, Stage};
+use crate::domain::error::chain;
 use crate::domain::request::{Access, Mount};
 use crate::domain::volume::Content;
 use crate::domain::{FsType, Id};
-use crate::machine::filesystem::{self, GrowError};
+use crate::machine::filesystem;
 use crate::machine::loopdev::LoopDevice;
-use crate::machine::mounts::{self, MountError, MountTable};
+use crate::machine::mounts::{self, Mount as Mounted, MountError, MountTable};
 use crate::machine::probe::{self, ProbeError, Signature};
 use crate::pool::guards::Busy;
 use crate::share::connect::Made;
@@ -82,9 +83,6 @@ pub enum StageError {
     /// It could not be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The file system could not be grown to its volume.
-    #[error(transparent)]
-    Grow(#[from] GrowError),
     /// The root directory could not be made, or handed to the group.
     #[error("setting up {}", path.display())]
     Directory {
@@ -125,31 +123,51 @@ pub enum UnstageError {
 pub fn stage(node: &Node, request: &Stage) -> Result<(), StageError> {
     let _guard = node.guards.exclusive(&request.volume)?;
     let options = check(request)?;
+    refuse_occupied(request)?;
     let mut record = match node.recorded(&request.volume)? {
         Some(record) => renewed(record, request)?,
         None => StageRecord::new(request),
     };
     // while the record says unknown, whoever finds it looks for what may have been made
-    let made = std::mem::replace(&mut record.connection.made, Made::Unknown);
+    let before = std::mem::replace(&mut record.connection.made, Made::Unknown);
     step!("stage.record");
     node.save(&record)?;
-    record.connection.made = made;
-    step!("stage.connect");
-    let connected = share::connect(&mut record.connection);
-    let Source::Device(device) = match connected {
-        Ok(source) => source,
-        Err(error) => return Err(undo_new(node, &record, made, error.into())),
-    };
-    step!("stage.note");
-    node.save(&record)?;
-    if let (Access::Mount(mount), Some(options)) = (&request.capability.access, options) {
-        step!("stage.mount");
-        if let Err(error) = mount_at(request, mount, &options, &device) {
-            return Err(undo_new(node, &record, made, error));
-        }
+    record.connection.made = before;
+    if let Err(error) = connect_and_mount(node, &mut record, request, options) {
+        undo(node, record, before);
+        return Err(error);
     }
     step!("stage.done");
     Ok(())
+}
+
+fn connect_and_mount(
+    node: &Node,
+    record: &mut StageRecord,
+    request: &Stage,
+    options: Option<Options>,
+) -> Result<(), StageError> {
+    step!("stage.connect");
+    let Source::Device(device) = share::connect(&mut record.connection)?;
+    step!("stage.note");
+    node.save(record)?;
+    if let (Access::Mount(mount), Some(options)) = (&request.capability.access, options) {
+        step!("stage.mount");
+        mount_at(request, mount, &options, &device)?;
+    }
+    Ok(())
+}
+
+/// Nothing but the volume itself may be mounted where it is to be staged.
+fn refuse_occupied(request: &Stage) -> Result<(), StageError> {
+    let Ok(point) = mounts::resolve(&request.path) else { return Ok(()) };
+    match MountTable::read()?.at(&point) {
+        Some(there) if !is_of(there, &request.volume) => {
+            let there = there.source.clone().unwrap_or_default().into();
+            Err(StageError::Occupied { path: request.path.clone(), there })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether the request and its ticket go together; the options that it is mounted with.
@@ -189,15 +207,41 @@ fn renewed(mut record: StageRecord, request: &Stage) -> Result<StageRecord, Stag
     Ok(record)
 }
 
-/// A first stage that failed leaves nothing, since the caller may never come back to undo it.
-fn undo_new(node: &Node, record: &StageRecord, made_before: Made, error: StageError) -> StageError {
-    if made_before == Made::Nothing && record.targets.is_empty() {
-        let undone = mounts::unmount(&record.staging).is_ok() && share::disconnect(&record.connection).is_ok();
-        if !undone || node.forget(&record.volume).is_err() {
-            tracing::warn!(volume = %record.volume, "a failed stage was not undone whole; unstage will do it");
+/// A stage that failed leaves what it found, since the caller may never come back to undo it.
+fn undo(node: &Node, mut record: StageRecord, before: Made) {
+    if before != Made::Nothing && record.connection.made == before {
+        // it stood before; the record says so again
+        if let Err(error) = node.save(&record) {
+            tracing::warn!(volume = %record.volume, %error, "the stage record says unknown; the next call looks");
         }
+        return;
     }
-    error
+    let is_ours = |point: PathBuf| {
+        let table = MountTable::read().ok()?;
+        table.at(&point).filter(|mount| is_of(mount, &record.volume)).map(|_| ())
+    };
+    let is_mounted = mounts::resolve(&record.staging).ok().and_then(is_ours).is_some();
+    let unmounted = !is_mounted || mounts::unmount(&record.staging).is_ok();
+    let undone = unmounted && share::disconnect(&record.connection).is_ok();
+    let noted = undone && {
+        record.connection.made = Made::Nothing;
+        let forgotten = before == Made::Nothing && record.targets.is_empty();
+        if forgotten { node.forget(&record.volume).is_ok() } else { node.save(&record).is_ok() }
+    };
+    if !noted {
+        tracing::warn!(volume = %record.volume, "a failed stage was not undone whole; unstage will do it");
+    }
+}
+
+/// Whether what is mounted there is this volume: its loop device, as a file system or as a device node.
+pub(super) fn is_of(mount: &Mounted, volume: &Id) -> bool {
+    let node = Path::new("/dev").join(mount.root.file_name().unwrap_or_default());
+    let source = mount.source.as_deref().map(Path::new).and_then(LoopDevice::from_path);
+    let Some(device) = source.or_else(|| LoopDevice::from_path(&node)) else { return false };
+    let Ok(Some(status)) = device.status() else { return false };
+    // a file that was removed meanwhile has " (deleted)" behind its name
+    let name = status.backing_path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.split(' ').next() == Some(volume.key.to_string().as_str())
 }
 
 fn mount_at(request: &Stage, mount: &Mount, options: &Options, device: &Path) -> Result<(), StageError> {
@@ -205,7 +249,8 @@ fn mount_at(request: &Stage, mount: &Mount, options: &Options, device: &Path) ->
     let directory = |source| StageError::Directory { path: request.path.clone(), source };
     std::fs::create_dir_all(&request.path).map_err(directory)?;
     let point = mounts::resolve(&request.path)?;
-    if !is_mounted(&point, device)? {
+    // whatever is mounted there is this volume: all else was refused
+    if MountTable::read()?.at(&point).is_none() {
         expect(device, fs)?;
         mounts::mount(device, &point, fs.as_str(), options.flags, &options.data)?;
     }
@@ -214,26 +259,14 @@ fn mount_at(request: &Stage, mount: &Mount, options: &Options, device: &Path) ->
     }
     step!("stage.grow");
     // the volume may be larger than the file system: grown while it was not staged, or cloned into a larger one
-    filesystem::grow(&point)?;
+    if let Err(error) = filesystem::grow(&point) {
+        // it can be used as it is, and NodeExpandVolume tells its caller
+        tracing::warn!(volume = %request.volume, error = %chain(&error), "the file system keeps its size");
+    }
     match mount.group {
         Some(group) => hand_to_group(&point, group).map_err(directory),
         None => Ok(()),
     }
-}
-
-/// Whether this device is mounted there already.
-fn is_mounted(point: &Path, device: &Path) -> Result<bool, StageError> {
-    let table = MountTable::read()?;
-    let Some(there) = table.at(point) else { return Ok(false) };
-    let is_same = match LoopDevice::from_path(device).map(|device| device.dev()) {
-        Some(Ok(number)) => there.device == number || there.source.as_deref() == Some(device.as_os_str()),
-        _ => there.source.as_deref() == Some(device.as_os_str()),
-    };
-    if is_same {
-        return Ok(true);
-    }
-    let there = there.source.clone().unwrap_or_default();
-    Err(StageError::Occupied { path: point.to_owned(), there: there.into() })
 }
 
 /// Whether the device holds the file system that the host made in it. Nothing else is ever mounted, and nothing is ever
@@ -263,20 +296,18 @@ fn hand_to_group(root: &Path, group: u32) -> std::io::Result<()> {
 /// Undoes [`stage`]. What is gone already is undone.
 pub fn unstage(node: &Node, volume: &Id, staging: &Path) -> Result<(), UnstageError> {
     let _guard = node.guards.exclusive(volume)?;
-    let Some(record) = node.recorded(volume)? else { return unmount(staging) };
-    if record.staging != staging {
-        // it is staged elsewhere, so it is not staged here
-        return unmount(staging);
-    }
-    if let Some(target) = still_published(&record)? {
+    let Some(record) = node.recorded(volume)?.filter(|record| record.staging == staging) else {
+        // it is not staged here, whatever is
+        return unmount(volume, staging);
+    };
+    if let Some(target) = record.still_published().map_err(UnstageError::Mount)? {
         return Err(UnstageError::Published(target));
     }
     step!("unstage.unmount");
-    unmount(staging)?;
+    unmount(volume, staging)?;
     step!("unstage.disconnect");
-    // a target that went with a reboot may have left a device of its own in the record
-    let own = record.targets.iter().filter_map(|target| record.own_connection(target));
-    for connection in own.chain([record.connection.clone()]) {
+    // a target that went with a reboot may have left the device for readers in the record
+    for connection in record.reader().into_iter().chain([record.connection.clone()]) {
         share::disconnect(&connection).map_err(|error| match error {
             error @ ConnectError::InUse { .. } => UnstageError::InUse(error.into()),
             other => UnstageError::Connect(other),
@@ -288,22 +319,12 @@ pub fn unstage(node: &Node, volume: &Id, staging: &Path) -> Result<(), UnstageEr
     Ok(())
 }
 
-/// A target at which the volume really is. After a reboot none is, whatever the record says.
-fn still_published(record: &StageRecord) -> Result<Option<PathBuf>, UnstageError> {
-    if record.targets.is_empty() {
-        return Ok(None);
+/// Unmounts the volume, if that is what is mounted there.
+fn unmount(volume: &Id, staging: &Path) -> Result<(), UnstageError> {
+    let Ok(point) = mounts::resolve(staging) else { return Ok(()) };
+    if !MountTable::read().map_err(UnstageError::Mount)?.at(&point).is_some_and(|mount| is_of(mount, volume)) {
+        return Ok(());
     }
-    let table = MountTable::read().map_err(UnstageError::Mount)?;
-    for target in &record.targets {
-        let Ok(point) = mounts::resolve(&target.path) else { continue };
-        if table.at(&point).is_some() {
-            return Ok(Some(target.path.clone()));
-        }
-    }
-    Ok(None)
-}
-
-fn unmount(staging: &Path) -> Result<(), UnstageError> {
     match mounts::unmount(staging) {
         Ok(_) => Ok(()),
         Err(error @ MountError::Busy { .. }) => Err(UnstageError::InUse(error.into())),

@@ -7,6 +7,7 @@ use super::record::{RecordError, RecordedAccess};
 use crate::domain::Id;
 use crate::machine::device::{self, Usage};
 use crate::machine::mounts::{self, MountError, MountTable};
+use crate::share::{self, ConnectError, Source};
 
 /// How much of a volume is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,9 @@ pub enum StatisticsError {
         /// Why.
         source: std::io::Error,
     },
+    /// The device could not be looked at.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The mounts could not be read.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -52,11 +56,9 @@ pub fn statistics(node: &Node, volume: &Id, path: &Path) -> Result<Statistics, S
     match record.access {
         // at the staging path there is only a directory, so the device itself is asked
         RecordedAccess::Block => {
-            let loop_device = match record.connection.made {
-                crate::share::connect::Made::Loop(number) => format!("/dev/loop{number}"),
-                _ => return Err(not_here()),
-            };
-            Ok(Statistics::Device(device::size(Path::new(&loop_device)).map_err(measured)?))
+            let standing = share::standing(&record.connection)?;
+            let Some(Source::Device(device)) = standing else { return Err(not_here()) };
+            Ok(Statistics::Device(device::size(&device).map_err(measured)?))
         }
         RecordedAccess::Mount { .. } => {
             let point = mounts::resolve(path).map_err(|_| not_here())?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::guards::Guards;
 use super::operations::{restore_grants, resume_all};
 use super::record::Record;
 use super::records::{Entry, RecordError, State};
@@ -19,6 +20,8 @@ use crate::share::local::LocalTarget;
 pub struct Host {
     around: Surroundings,
     pools: RwLock<BTreeMap<PoolName, Pool>>,
+    /// Names are guarded across stores: two calls never make one name in two pools.
+    pub(super) names: Guards<Key>,
 }
 
 /// A pool and what became of it on this host.
@@ -55,7 +58,7 @@ pub enum Unavailable {
 impl Host {
     /// The host of this name, with no pools yet. What is not in a store is kept below `data`.
     pub fn new(name: NodeName, data: PathBuf, tasks: Tasks) -> Host {
-        Host { around: Surroundings { host: name, data, tasks }, pools: RwLock::default() }
+        Host { around: Surroundings { host: name, data, tasks }, pools: RwLock::default(), names: Guards::default() }
     }
 
     /// The machine's name.

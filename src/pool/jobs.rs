@@ -9,7 +9,7 @@ use super::record::{Job, Record, Work};
 use super::records::{Entry, RecordError};
 use super::store::Store;
 use crate::domain::size::MIB;
-use crate::domain::{Clean, Key, Kind};
+use crate::domain::{Clean, Key, Kind, Outcome};
 use crate::machine::file::{self, FileError};
 use crate::medium::{Layout, MediumError};
 use crate::step;
@@ -56,40 +56,46 @@ pub fn run(store: &Store, key: &Key, stop: &dyn Fn() -> bool) -> Result<(), JobE
     let Some(job) = record.job.clone() else { return Ok(()) };
     let mut progress = Progress { store, key, record: (*record).clone(), state, stop, noted: Instant::now() };
     match &job.work {
-        Work::Copy { from, size } => {
+        // a copy that is whole may have lost its temporary source already
+        Work::Copy { from, size } if job.done < *size => {
             let source = open(store, from, false)?;
-            let target = prepare_copy(store, key, &record, &job)?;
+            let (target, done) = prepare_copy(store, key, &record, &job)?;
             let mut buffer = vec![0; BUFFER];
-            progress.work(&target, job.done, *size, |range| {
+            progress.work(&target, done, *size, |range| {
                 file::copy_range(&source, &target, range, &mut buffer).map(|_written| ())
             })?;
         }
+        Work::Copy { .. } => {}
         Work::Zero { until } => {
             let target = open(store, key, true)?;
-            progress.work(&target, job.done, *until, |range| file::zero_range(&target, range))?;
+            let zeros = vec![0; BUFFER];
+            progress.work(&target, job.done, *until, |range| file::overwrite(&target, range, &zeros))?;
         }
+    }
+    if let Work::Copy { from, size } = &job.work
+        && from.kind() == Kind::Temporary
+    {
+        progress.note(Some(*size))?;
+        step!("job.drop-temporary");
+        let _ = store.medium.remove(from)?;
     }
     step!("job.done");
     progress.note(None)?;
-    if let Work::Copy { from, .. } = &job.work
-        && from.kind() == Kind::Temporary
-    {
-        step!("job.drop-temporary");
-        let _ = store.medium.remove(from)?;
-        store.ledger.release(record.promised().saturating_sub(record.size));
-    }
+    store.ledger.release(record.promised().saturating_sub(record.size));
     Ok(())
 }
 
-/// Makes the target of a copy, reading as zero: only data is copied, holes stay holes.
-fn prepare_copy(store: &Store, key: &Key, record: &Record, job: &Job) -> Result<File, JobError> {
+/// Makes the target of a copy, reading as zero: only data is copied, holes stay holes. Answers it, and where to begin.
+fn prepare_copy(store: &Store, key: &Key, record: &Record, job: &Job) -> Result<(File, u64), JobError> {
     step!("job.make-target");
     let made = store.medium.make(key, record.size, &Layout { allocation: record.allocation })?;
+    // what was done before is in the target that was there before
+    let done = if matches!(made, Outcome::Made(_)) { 0 } else { job.done };
     let target = open(store, key, true)?;
-    if let (Clean::NeedsZeroing(range), 0) = (made.get(), job.done) {
+    if let (Clean::NeedsZeroing(range), 0) = (made.get(), done) {
         file::zero_range(&target, range)?;
     }
-    Ok(target)
+    Ok((target, done))
 }
 
 fn open(store: &Store, key: &Key, write: bool) -> Result<File, JobError> {

@@ -143,6 +143,14 @@ impl Record {
         }
     }
 
+    /// The piece that its copy reads, if it has one to do.
+    pub fn copied_from(&self) -> Option<Key> {
+        match &self.job {
+            Some(Job { work: Work::Copy { from, .. }, .. }) => Some(*from),
+            _ => None,
+        }
+    }
+
     /// The volume's part, if it is one.
     pub fn volume(&self) -> Option<&Volume> {
         match &self.role {

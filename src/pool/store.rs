@@ -14,7 +14,7 @@ use super::recovery::Found;
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::ids::Malformed;
-use crate::domain::{Allocation, Id, Key, NodeName, PoolName, PoolSpec, StoreId, Uuid};
+use crate::domain::{Allocation, Id, Key, Kind, NodeName, PoolName, PoolSpec, StoreId, Uuid};
 use crate::machine::{self, file};
 use crate::medium::{Layout, Medium, MediumError, Space};
 use crate::share::Target;
@@ -155,7 +155,9 @@ impl Store {
         for (_, entry) in store.records.all() {
             store.ledger.count(entry.record.promised());
         }
-        store.measure()?;
+        if let Err(error) = store.measure() {
+            tracing::warn!(store = %store.id, error = %chain(&error), "measuring");
+        }
         for (key, lock) in surviving {
             store.wait_for_tool(key, lock)?;
         }
@@ -195,9 +197,11 @@ impl Store {
     /// Measures what others take of the store's space, and takes back what thick pieces lost: whoever zeroes a device may
     /// punch holes into the file below it. Linear in the number of pieces: for the background.
     pub fn measure(&self) -> Result<(), MediumError> {
-        let pieces = self.medium.pieces()?;
+        let mut pieces = self.medium.pieces()?;
         let space = self.medium.space()?;
         let record_of = |key: &Key| self.records.get(key).ok().flatten();
+        // a piece that no record promises space to is as good as another tenant's
+        pieces.retain(|piece| record_of(&piece.key).is_some() || piece.key.kind() == Kind::Temporary);
         self.ledger.set_others(others(&space, &pieces, |key| record_of(key).map_or(*key, |entry| entry.record.family)));
         for piece in pieces.iter().filter(|piece| piece.allocated < piece.size) {
             let thick = |entry: &Entry| {
@@ -219,6 +223,16 @@ impl Store {
     pub(super) fn promise(&self, bytes: u64) -> Result<Promise<'_>, PromiseError> {
         self.ledger.promise(bytes, &self.limits(), &self.medium.space()?)?;
         Ok(Promise { store: self, bytes })
+    }
+
+    /// Whether a copy reads this piece, under way or waiting to go on: nobody may change or remove it.
+    pub(super) fn is_copied_from(&self, key: &Key) -> bool {
+        let mut is_read = false;
+        self.records.walk_after(None, |_, entry| {
+            is_read = entry.state != State::Removing && entry.record.copied_from() == Some(*key);
+            !is_read
+        });
+        is_read
     }
 
     /// A lock for a tool that changes this key's piece: held until the tool has ended, whatever becomes of this process.

@@ -82,6 +82,13 @@ pub fn connect(connection: &mut Connection) -> Result<Source, ConnectError> {
     }
 }
 
+/// Where the volume's bytes are now, if the connection stands: nothing is made.
+pub fn standing(connection: &Connection) -> Result<Option<Source>, ConnectError> {
+    match &connection.ticket.reach {
+        Reach::Local(bytes) => local::standing(bytes, connection.made),
+    }
+}
+
 /// Undoes [`connect`], from what was noted alone. What is gone already is done.
 pub fn disconnect(connection: &Connection) -> Result<(), ConnectError> {
     match &connection.ticket.reach {
@@ -89,8 +96,8 @@ pub fn disconnect(connection: &Connection) -> Result<(), ConnectError> {
     }
 }
 
-/// Lets the node see the volume's present size, and answers it in bytes.
-pub fn refresh(connection: &Connection) -> Result<u64, ConnectError> {
+/// Lets the node see the volume's present size, and answers it in bytes; `None` where the connection does not stand.
+pub fn refresh(connection: &Connection) -> Result<Option<u64>, ConnectError> {
     match &connection.ticket.reach {
         Reach::Local(bytes) => local::refresh(bytes, connection.made),
     }

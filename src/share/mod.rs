@@ -6,6 +6,6 @@ pub mod local;
 pub mod target;
 pub mod ticket;
 
-pub use connect::{ConnectError, Connection, Source, connect, disconnect, refresh};
+pub use connect::{ConnectError, Connection, Source, connect, disconnect, refresh, standing};
 pub use target::{Enforced, Target, TargetError, Terms, Withdrawn};
 pub use ticket::{Reach, Ticket};

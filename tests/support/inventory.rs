@@ -17,6 +17,8 @@ pub struct Inventory {
     pub mounts: Vec<PathBuf>,
     /// Every loop device over anything below the place.
     pub all_loops: Vec<String>,
+    /// Those of them that stay until somebody detaches them.
+    pub lasting_loops: Vec<String>,
     /// Every mount below the place, the deepest last.
     pub all_mounts: Vec<PathBuf>,
 }
@@ -30,13 +32,18 @@ impl Inventory {
         Inventory {
             files: ["images", "records"].iter().flat_map(|part| files_in_pools(root, part)).collect(),
             notes: ["data/stage", "data/locks"].iter().flat_map(|part| files_in(&root.join(part))).collect(),
-            loops: loops.iter().filter(|(_, file)| !is_own(file)).map(|(device, _)| device.clone()).collect(),
+            loops: loops.iter().filter(|found| !is_own(&found.file)).map(|found| found.device.clone()).collect(),
             mounts: all_mounts
                 .iter()
                 .filter(|mount| !mount.ends_with("disk") && !mount.ends_with("pool"))
                 .cloned()
                 .collect(),
-            all_loops: loops.into_iter().map(|(device, _)| device).collect(),
+            lasting_loops: loops
+                .iter()
+                .filter(|found| !found.goes_by_itself)
+                .map(|found| found.device.clone())
+                .collect(),
+            all_loops: loops.into_iter().map(|found| found.device).collect(),
             all_mounts,
         }
     }
@@ -58,15 +65,24 @@ fn mounts_below(root: &Path) -> Vec<PathBuf> {
     points.map(PathBuf::from).filter(|point| point.starts_with(root)).collect()
 }
 
+/// A loop device as losetup shows it.
+struct Loop {
+    device: String,
+    file: PathBuf,
+    goes_by_itself: bool,
+}
+
 /// Loop devices over files below, by losetup.
-fn loops_below(root: &Path) -> Vec<(String, PathBuf)> {
-    let listed = run(&["losetup", "--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"]);
-    let device = |line: &str| {
-        let (name, file) = line.split_once(' ')?;
+fn loops_below(root: &Path) -> Vec<Loop> {
+    let listed = run(&["losetup", "--list", "--noheadings", "--raw", "--output", "NAME,AUTOCLEAR,BACK-FILE"]);
+    let parse = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (device, auto_clear, file) = (words.next()?, words.next()?, words.next()?);
         let file = PathBuf::from(file.trim_end_matches("\\x20(deleted)").trim_end_matches(" (deleted)"));
-        file.starts_with(root).then(|| (name.to_owned(), file))
+        let found = Loop { device: device.to_owned(), file, goes_by_itself: auto_clear == "1" };
+        found.file.starts_with(root).then_some(found)
     };
-    listed.lines().filter_map(device).collect()
+    listed.lines().filter_map(parse).collect()
 }
 
 /// Files in the folders of this name of every pool below.

@@ -5,11 +5,13 @@
 pub mod client;
 pub mod inventory;
 pub mod place;
+pub mod rights;
 pub mod server;
 
 pub use client::{Csi, Volume};
 pub use inventory::Inventory;
 pub use place::{Place, run};
+pub use rights::may_grow_ext4;
 pub use server::Server;
 
 use std::time::{Duration, Instant};

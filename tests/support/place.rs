@@ -73,7 +73,8 @@ impl Drop for Place {
             for mount in left.all_mounts.iter().rev() {
                 let _ = Command::new("umount").arg(mount).output();
             }
-            for device in &left.all_loops {
+            // one that goes by itself may be gone, and its number be somebody else's
+            for device in &left.lasting_loops {
                 let _ = Command::new("losetup").args(["-d", device]).output();
             }
             std::thread::sleep(std::time::Duration::from_millis(10));

@@ -51,6 +51,26 @@ fn copy_data(src: &File, dst: &File, data: Range<u64>, buffer: &mut [u8]) -> Res
     Ok(written)
 }
 
+/// Writes `bytes`, again and again, over all data of the range. Holes stay holes; blocks that a clone shares stay the
+/// clone's, and the file gets others. The bytes last after a sync.
+pub fn overwrite(file: &File, range: Range<u64>, bytes: &[u8]) -> Result<(), FileError> {
+    for data in data_ranges(file, range.start) {
+        let data = data?;
+        if data.start >= range.end {
+            break;
+        }
+        let mut position = data.start;
+        let end = data.end.min(range.end);
+        while position < end {
+            let left = usize::try_from(end - position).unwrap_or(usize::MAX);
+            let chunk = &bytes[..left.min(bytes.len())];
+            file.write_all_at(chunk, position).map_err(|source| FileError::of("write", file, source))?;
+            position += length(chunk.len());
+        }
+    }
+    Ok(())
+}
+
 /// The longest runs of blocks that are not all zero.
 fn runs_of_data(chunk: &[u8]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();

@@ -69,19 +69,20 @@ impl Dir {
     fn open_or_make(&self, key: &Key) -> Result<Outcome<File>, MediumError> {
         let path = self.path(key);
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        match made {
-            Ok(file) => {
-                if self.kind == FsKind::Btrfs {
-                    file::set_nocow(&file).map_err(|error| failed(key, "making", &path, error))?;
-                }
-                Ok(Outcome::Made(file))
-            }
+        let opened = match made {
+            Ok(file) => Outcome::Made(file),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let file = OpenOptions::new().write(true).open(&path).map_err(MediumError::step("opening", &path))?;
-                Ok(Outcome::Found(file))
+                let found = OpenOptions::new().write(true).open(&path);
+                Outcome::Found(found.map_err(MediumError::step("opening", &path))?)
             }
-            Err(error) => Err(MediumError::step("making", &path)(error)),
+            Err(error) => return Err(MediumError::step("making", &path)(error)),
+        };
+        let (Outcome::Made(file) | Outcome::Found(file)) = &opened;
+        let is_empty = file.metadata().map_err(MediumError::step("measuring", &path))?.len() == 0;
+        if self.kind == FsKind::Btrfs && is_empty {
+            file::set_nocow(file).map_err(|error| failed(key, "making", &path, error))?;
         }
+        Ok(opened)
     }
 
     /// Gives the file its size, and its space if that is to be its own, and brings both to the disk.
@@ -201,7 +202,11 @@ impl Medium for Dir {
             Allocation::Thin => file::set_file_size(&file, to),
             Allocation::Thick => file::reserve(&file, size..to),
         };
-        grown.map_err(|error| failed(key, "growing", &path, error))?;
+        if let Err(error) = grown {
+            // on ext4 a reservation that fails leaves the file longer, and the next start would take that for its size
+            file::set_file_size(&file, size).map_err(MediumError::step("growing", &path))?;
+            return Err(failed(key, "growing", &path, error));
+        }
         file.sync_all().map_err(MediumError::step("bringing to the disk", &path))?;
         Ok(Outcome::Made(Clean::Zeroed))
     }

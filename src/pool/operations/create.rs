@@ -44,6 +44,9 @@ pub enum CreateError {
         /// What the existing one has.
         there: String,
     },
+    /// A piece is there that no record speaks of.
+    #[error("{} is there, and no record knows it: move it away, or give its record back", .0.display())]
+    Stray(std::path::PathBuf),
     /// The source does not exist.
     #[error("the source {0} does not exist")]
     SourceUnknown(Id),
@@ -138,6 +141,7 @@ pub fn create(host: &Host, request: &CreateVolume) -> Result<VolumeInfo, CreateE
     let store = host.store_of_pool(&request.parameters.pool)?;
     refuse_what_cannot_be(&store, request)?;
     let key = Key::of_name(Kind::Volume, &request.name);
+    let _name = host.names.exclusive(&key)?;
     if let Some(pool) = host.other_pool_with(&key, &store)? {
         return Err(CreateError::Exists { what: "pool", there: pool.to_string() });
     }
@@ -148,14 +152,13 @@ pub fn create(host: &Host, request: &CreateVolume) -> Result<VolumeInfo, CreateE
             return Ok(VolumeInfo::of(&store, key, &record));
         }
         Some(Entry { state: State::Making, record }) if record.job.is_some() && compare(&record, request).is_ok() => {
-            let source = guard_source(&store, request)?;
-            finish_or_undo(&store, &key, &guard, source.as_ref())?;
+            finish_or_undo(&store, &key, &guard)?;
         }
         left_behind => {
             if left_behind.is_some() {
                 let _ = tear_down(&store, &key)?;
             }
-            let source = guard_source(&store, request)?;
+            let source = guard_source(host, &store, request)?;
             make(&store, &key, &guard, request, source)?;
         }
     }
@@ -163,28 +166,22 @@ pub fn create(host: &Host, request: &CreateVolume) -> Result<VolumeInfo, CreateE
     Ok(VolumeInfo::of(&store, key, &made.record))
 }
 
-/// Goes on with a volume whose copy an earlier process left.
+/// Goes on with a volume whose job an earlier process left. The record alone says how.
 pub(super) fn resume(store: &Store, key: &Key) -> Result<(), CreateError> {
     let guard = store.guards.exclusive(key)?;
-    let record = match store.records.get(key)? {
-        Some(Entry { state: State::Making, record }) => record,
+    match store.records.get(key)? {
+        Some(Entry { state: State::Making, .. }) => finish_or_undo(store, key, &guard),
         // what a volume in use grew by is being zeroed
-        Some(Entry { state: State::Ready, .. }) => return Ok(run_job(store, key, &|| guard.stop_is_wanted())?),
-        _ => return Ok(()),
-    };
-    let source = match record.volume().and_then(|volume| volume.source) {
-        Some(Origin::Snapshot(id)) => Some(guarded(store, Source::Snapshot(id))?),
-        Some(Origin::Volume(id)) => Some(guarded(store, Source::Volume(id))?),
-        None => None,
-    };
-    finish_or_undo(store, key, &guard, source.as_ref())
+        Some(Entry { state: State::Ready, .. }) => Ok(run_job(store, key, &|| guard.stop_is_wanted())?),
+        _ => Ok(()),
+    }
 }
 
 fn refuse_what_cannot_be(store: &Store, request: &CreateVolume) -> Result<(), CreateError> {
     if let Some(mode) = request.modes.iter().find(|mode| mode.is_multi_node()) {
         return Err(CreateError::Mode { pool: store.pool.clone(), mode: *mode });
     }
-    if !request.hosts.is_empty() && !request.hosts.contains(&store.host) {
+    if request.hosts.as_ref().is_some_and(|hosts| !hosts.contains(&store.host)) {
         return Err(CreateError::Elsewhere { pool: store.pool.clone(), host: store.host.clone() });
     }
     Ok(())
@@ -228,7 +225,11 @@ struct GuardedSource {
     guard: Option<Guard<Key>>,
 }
 
-fn guard_source(store: &Store, request: &CreateVolume) -> Result<Option<GuardedSource>, CreateError> {
+fn guard_source(host: &Host, store: &Store, request: &CreateVolume) -> Result<Option<GuardedSource>, CreateError> {
+    if let Some(source) = request.source {
+        // one that is away may be there again
+        let _ = host.store(&source.id().store)?;
+    }
     request.source.map(|source| guarded(store, source)).transpose()
 }
 
@@ -255,6 +256,7 @@ fn make(
     request: &CreateVolume,
     mut source: Option<GuardedSource>,
 ) -> Result<(), CreateError> {
+    refuse_stray(store, key)?;
     let record = plan(store, key, request, source.as_ref())?;
     let promise = store.promise(record.size).map_err(|error| refused(store, error))?;
     step!("create.record");
@@ -265,7 +267,7 @@ fn make(
         Some(source) => cut(store, key, &record, source),
     };
     match begun {
-        Ok(()) => finish_or_undo(store, key, guard, source.as_ref()),
+        Ok(()) => finish_or_undo(store, key, guard),
         Err(error) => Err(undo(store, key, error)),
     }
 }
@@ -296,7 +298,7 @@ fn plan(
         && (request.range.limit.is_some_and(|limit| limit < source.record.size)
             || (1..source.record.size).contains(&request.range.required))
     {
-        let wanted = request.range.limit.unwrap_or(request.range.required).min(request.range.required.max(1));
+        let wanted = if request.range.required > 0 { request.range.required } else { request.range.limit.unwrap_or(0) };
         return Err(CreateError::SmallerThanSource { source_size: source.record.size, wanted });
     }
     let size = match source {
@@ -423,37 +425,26 @@ pub(super) fn note_copy(store: &Store, key: &Key, record: &Record, from: Key, si
 }
 
 /// Runs what is left to do; undoes all on failure, and leaves it to be continued where it was only stopped.
-fn finish_or_undo(
-    store: &Store,
-    key: &Key,
-    guard: &Guard<Key>,
-    source: Option<&GuardedSource>,
-) -> Result<(), CreateError> {
-    match finish(store, key, guard, source) {
+fn finish_or_undo(store: &Store, key: &Key, guard: &Guard<Key>) -> Result<(), CreateError> {
+    match finish(store, key, guard) {
         Err(error @ CreateError::Job(JobError::Stopped)) => Err(error),
         Err(error) => Err(undo(store, key, error)),
         Ok(()) => Ok(()),
     }
 }
 
-fn finish(store: &Store, key: &Key, guard: &Guard<Key>, source: Option<&GuardedSource>) -> Result<(), CreateError> {
-    run_job(store, key, &|| guard.stop_is_wanted())?;
+/// What remains once the volume's bytes are there or its record holds the job that brings them.
+fn finish(store: &Store, key: &Key, guard: &Guard<Key>) -> Result<(), CreateError> {
+    let stop = || guard.stop_is_wanted();
+    // a copy that reads another volume or a snapshot keeps it from being changed or removed
+    let copied = store.records.get(key)?.and_then(|entry| entry.record.copied_from());
+    let source = copied.filter(|from| from.kind() != Kind::Temporary).map(|from| store.guards.shared(&from));
+    let source = source.transpose()?;
+    run_job(store, key, &stop)?;
+    drop(source);
     let Some(Entry { record, .. }) = store.records.get(key)? else { return Ok(()) };
-    if let Some(source) = source {
-        step!("create.grow");
-        let grown = store.medium.grow(key, record.size, &layout(&record)).map_err(|error| no_space(store, error))?;
-        if let Clean::NeedsZeroing(range) = grown.get() {
-            let job = Job { work: Work::Zero { until: range.end }, done: range.start };
-            store.records.put(key, State::Making, Record { job: Some(job), ..(*record).clone() })?;
-            run_job(store, key, &|| guard.stop_is_wanted())?;
-        }
-        step!("create.own-uuid");
-        if let (Content::Filesystem { .. }, Content::Filesystem { fs, uuid }) = (source.record.content, record.content)
-        {
-            let bytes = store.medium.open(key)?;
-            let lock = store.tool_lock(key)?;
-            machine::filesystem::adopt(bytes.path(), fs, record.sector, &uuid, &lock)?;
-        }
+    if record.volume().is_some_and(|volume| volume.source.is_some()) {
+        make_own(store, key, &record, &stop)?;
     }
     step!("create.ready");
     store.records.turn(key, State::Ready)?;
@@ -461,12 +452,43 @@ fn finish(store: &Store, key: &Key, guard: &Guard<Key>, source: Option<&GuardedS
     Ok(())
 }
 
-/// Takes back what was made; the first error is the one that is told.
-fn undo(store: &Store, key: &Key, error: CreateError) -> CreateError {
-    if let Err(left) = tear_down(store, key) {
-        tracing::warn!(store = %store.id, %key, error = %chain(&left), "what is left will be removed at the next call or start");
+/// Makes a clone's bytes its own: of its own size, and a file system with a UUID of its own.
+fn make_own(store: &Store, key: &Key, record: &Record, stop: &dyn Fn() -> bool) -> Result<(), CreateError> {
+    step!("create.grow");
+    let grown = store.medium.grow(key, record.size, &layout(record)).map_err(|error| no_space(store, error))?;
+    if let Clean::NeedsZeroing(range) = grown.get() {
+        let job = Job { work: Work::Zero { until: range.end }, done: range.start };
+        store.records.put(key, State::Making, Record { job: Some(job), ..record.clone() })?;
+        run_job(store, key, stop)?;
     }
-    error
+    step!("create.own-uuid");
+    // a volume with a file system has a source with one: a Block volume's bytes are never taken for it
+    if let Content::Filesystem { fs, uuid } = record.content {
+        let bytes = store.medium.open(key)?;
+        let lock = store.tool_lock(key)?;
+        machine::filesystem::adopt(bytes.path(), fs, record.sector, &uuid, &lock)?;
+    }
+    Ok(())
+}
+
+/// Takes back what was made. The caller is told why it failed, or that something is left and it must ask again.
+fn undo(store: &Store, key: &Key, error: CreateError) -> CreateError {
+    match tear_down(store, key) {
+        Ok(_) => error,
+        Err(left) => {
+            tracing::warn!(store = %store.id, %key, error = %chain(&error), "it failed, and is not undone yet");
+            left.into()
+        }
+    }
+}
+
+/// A piece that no record knows may be somebody's data: it is never taken for a new one.
+pub(super) fn refuse_stray(store: &Store, key: &Key) -> Result<(), CreateError> {
+    match store.medium.open(key) {
+        Ok(bytes) => Err(CreateError::Stray(bytes.path().to_owned())),
+        Err(MediumError::Missing(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A medium without space is a full pool.

@@ -64,7 +64,10 @@ pub fn delete(host: &Host, id: Id) -> Result<Outcome<()>, DeleteError> {
     match store.records.get(&id.key)? {
         None => Ok(Outcome::Found(())),
         Some(Entry { state: State::Ready, record }) => {
-            refuse_in_use(&store, &id.key, &record)?;
+            if store.is_copied_from(&id.key) {
+                return Err(Busy.into());
+            }
+            refuse_in_use(&store, &record, &id.key)?;
             step!("delete.mark");
             store.records.turn(&id.key, State::Removing)?;
             wipe_and_remove(&store, &id.key, &record)
@@ -83,15 +86,17 @@ pub(super) fn resume(store: &Store, key: &Key) -> Result<(), DeleteError> {
     Ok(())
 }
 
-fn refuse_in_use(store: &Store, key: &Key, record: &Record) -> Result<(), DeleteError> {
+fn refuse_in_use(store: &Store, record: &Record, key: &Key) -> Result<(), DeleteError> {
     let Some(volume) = record.volume() else { return Ok(()) };
     if let Some(grant) = volume.grants.first() {
         return Err(DeleteError::InUse(format!("attached to node {}", grant.node)));
     }
-    if store.troubles().iter().any(|(troubled, _)| troubled == key) {
-        return Ok(());
-    }
-    match store.target.users(&store.medium.open(key)?)?.into_iter().next() {
+    let bytes = match store.medium.open(key) {
+        // nobody can use what is gone
+        Err(MediumError::Missing(_)) => return Ok(()),
+        opened => opened?,
+    };
+    match store.target.users(&bytes)?.into_iter().next() {
         Some(user) => Err(DeleteError::InUse(user)),
         None => Ok(()),
     }

@@ -81,11 +81,17 @@ pub fn expand(host: &Host, id: Id, range: Range) -> Result<Expanded, ExpandError
         Some(Entry { state: State::Ready, record }) if record.volume().is_some() => record,
         _ => return Err(unknown()),
     };
+    if store.is_copied_from(&id.key) {
+        return Err(Busy.into());
+    }
+    // zeroing what an earlier call added
+    run_job(&store, &id.key, &|| false)?;
     if let Some(limit) = range.limit.filter(|limit| *limit < record.size) {
         return Err(ExpandError::TooLarge { there: record.size, limit });
     }
     let mut size = record.size;
     if record.size < range.required {
+        let record = Record { job: None, ..(*record).clone() };
         size = choose(&store, &record, range)?;
         grow(&store, &id, &record, size)?;
     }

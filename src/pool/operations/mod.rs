@@ -20,7 +20,7 @@ pub use publish::{PublishError, UnpublishError, publish, restore_grants, unpubli
 pub use snapshot::{SnapshotError, info as snapshot_info, snapshot};
 
 use super::jobs::{self, JobError};
-use super::record::{Job, Record, Timestamp, Work};
+use super::record::{Record, Timestamp};
 use super::records::{RecordError, State};
 use super::store::Store;
 use crate::domain::error::chain;
@@ -96,11 +96,7 @@ fn tear_down(store: &Store, key: &Key) -> Result<Outcome<()>, TearDownError> {
     step!("remove.mark");
     store.records.turn(key, State::Removing)?;
     step!("remove.temporary");
-    if let Some(Job { work: Work::Copy { from, .. }, .. }) = &entry.record.job
-        && from.kind() == Kind::Temporary
-    {
-        let _ = store.medium.remove(from)?;
-    }
+    let _ = store.medium.remove(&key.temporary())?;
     step!("remove.piece");
     store.medium.close(key)?;
     let _ = store.medium.remove(key)?;

@@ -113,6 +113,9 @@ pub fn publish(host: &Host, request: &Publish) -> Result<Ticket, PublishError> {
     let _guard = store.guards.exclusive(&id.key)?;
     let Some(Entry { state: State::Ready, record }) = store.records.get(&id.key)? else { return Err(unknown()) };
     let volume = record.volume().ok_or_else(unknown)?;
+    if store.is_copied_from(&id.key) || record.job.is_some() {
+        return Err(Busy.into());
+    }
     refuse_what_cannot_be(&store, request, &record)?;
     let there = volume.grants.iter().find(|grant| grant.node.name == request.node.name);
     let generation = match there {
@@ -242,9 +245,11 @@ pub fn unpublish(host: &Host, id: Id, node: Option<&NodeName>) -> Result<(), Unp
     if ended.is_empty() {
         return Ok(());
     }
-    let bytes = store.medium.open(&id.key)?;
-    for grant in &ended {
-        withdraw(&store, &id.key, &bytes, grant)?;
+    match store.medium.open(&id.key) {
+        Ok(bytes) => ended.iter().try_for_each(|grant| withdraw(&store, &id.key, &bytes, grant))?,
+        // nobody can use what is gone
+        Err(MediumError::Missing(_)) => {}
+        Err(error) => return Err(error.into()),
     }
     if ended.len() == grants.len() {
         step!("unpublish.close");

@@ -11,7 +11,7 @@ use crate::pool::capacity::Exceeded;
 use crate::pool::guards::{Busy, Guard};
 use crate::pool::host::{Host, Unavailable};
 use crate::pool::jobs::JobError;
-use crate::pool::record::{FORMAT, Job, Record, Role, Timestamp, Work};
+use crate::pool::record::{FORMAT, Record, Role, Timestamp};
 use crate::pool::records::{Entry, RecordError, State};
 use crate::pool::store::{PromiseError, Store};
 use crate::share::TargetError;
@@ -29,6 +29,9 @@ pub enum SnapshotError {
     /// The volume does not exist.
     #[error("the volume {0} does not exist")]
     VolumeUnknown(String),
+    /// A piece is there that no record speaks of.
+    #[error("{} is there, and no record knows it: move it away, or give its record back", .0.display())]
+    Stray(std::path::PathBuf),
     /// There is one of this name of another volume.
     #[error("a snapshot of this name exists, of volume {0}")]
     Exists(Id),
@@ -74,6 +77,7 @@ pub enum SnapshotError {
 /// Cuts a snapshot, or finds the one that is there under this name. It may still have to be copied when this returns.
 pub fn snapshot(host: &Host, name: &str, of: Id) -> Result<SnapshotInfo, SnapshotError> {
     let key = Key::of_name(Kind::Snapshot, name);
+    let _name = host.names.exclusive(&key)?;
     if let Some((store, record)) = host.find_anywhere(&key)? {
         return existing(&store, &key, &record, of);
     }
@@ -92,22 +96,26 @@ pub fn snapshot(host: &Host, name: &str, of: Id) -> Result<SnapshotInfo, Snapsho
         _ => return Err(SnapshotError::VolumeUnknown(of.to_string())),
     };
     let source_guard = source_guard?;
+    if source.job.is_some() {
+        return Err(Busy.into());
+    }
+    if let Ok(bytes) = store.medium.open(&key) {
+        return Err(SnapshotError::Stray(bytes.path().to_owned()));
+    }
     let record = plan(name, of, &source);
     let promise = store.promise(record.size).map_err(|error| refused(&store, error))?;
     step!("snapshot.record");
     store.records.put(&key, State::Making, record.clone())?;
     promise.keep();
     if let Err(error) = cut(&store, &key, &record, &of.key, &source) {
-        if let Err(left) = tear_down(&store, &key) {
-            tracing::warn!(store = %store.id, %key, error = %chain(&left), "what is left will be removed at the next call or start");
-        }
+        let _ = tear_down(&store, &key)?;
         return Err(error);
     }
     step!("snapshot.ready");
     store.records.turn(&key, State::Ready)?;
     step!("snapshot.done");
     let made = store.records.get(&key)?.map_or(Arc::new(record), |entry| entry.record);
-    if let Some(from) = copied_from(&made) {
+    if let Some(from) = made.copied_from() {
         // nobody needs to wait for the copy of a temporary piece
         let source_guard = (from == of.key).then_some(source_guard);
         copy_apart(&store, key, guard, source_guard)?;
@@ -118,7 +126,7 @@ pub fn snapshot(host: &Host, name: &str, of: Id) -> Result<SnapshotInfo, Snapsho
 /// Goes on with a copy that an earlier process left.
 pub(super) fn finish(store: &Store, key: &Key) -> Result<(), SnapshotError> {
     let guard = store.guards.exclusive(key)?;
-    let from = store.records.get(key)?.and_then(|entry| copied_from(&entry.record));
+    let from = store.records.get(key)?.and_then(|entry| entry.record.copied_from());
     let source_guard = from.map(|from| store.guards.shared(&from)).transpose()?;
     let done = run_job(store, key, &|| guard.stop_is_wanted());
     drop(source_guard);
@@ -131,21 +139,13 @@ fn existing(store: &Arc<Store>, key: &Key, record: &Record, of: Id) -> Result<Sn
         return Err(SnapshotError::Exists(info.of));
     }
     // a copy that failed is begun again by the caller's own asking; one under way is guarded
-    if let Some(from) = copied_from(record)
+    if let Some(from) = record.copied_from()
         && let Ok(guard) = store.guards.exclusive(key)
         && let Ok(source_guard) = store.guards.shared(&from)
     {
         copy_apart(store, *key, guard, Some(source_guard))?;
     }
     Ok(info)
-}
-
-/// The piece that the record's copy reads.
-fn copied_from(record: &Record) -> Option<Key> {
-    match &record.job {
-        Some(Job { work: Work::Copy { from, .. }, .. }) => Some(*from),
-        _ => None,
-    }
 }
 
 fn plan(name: &str, of: Id, source: &Record) -> Record {

@@ -8,6 +8,9 @@ use crate::machine::loopdev::{Attach, LoopDevice, LoopError};
 use crate::share::connect::{ConnectError, Made, Source};
 use crate::share::ticket::Ticket;
 
+/// How far the kernel reads ahead by itself, in KiB. A number keeps what its last user set, so it is always set anew.
+const READ_AHEAD_KIB: u32 = 128;
+
 pub(in crate::share) fn connect(ticket: &Ticket, bytes: &Bytes, made: &mut Made) -> Result<Source, ConnectError> {
     match bytes {
         Bytes::Device(path) => {
@@ -17,9 +20,8 @@ pub(in crate::share) fn connect(ticket: &Ticket, bytes: &Bytes, made: &mut Made)
         Bytes::File(path) => {
             let device = attached(ticket, path, *made)?;
             *made = Made::Loop(device.number());
-            if let Some(kib) = ticket.read_ahead_kib {
-                device.set_read_ahead_kib(kib).map_err(step("setting up", path))?;
-            }
+            let kib = ticket.read_ahead_kib.unwrap_or(READ_AHEAD_KIB);
+            device.set_read_ahead_kib(kib).map_err(step("setting up", path))?;
             Ok(Source::Device(device.path()))
         }
     }
@@ -97,16 +99,25 @@ fn detach(device: &LoopDevice, path: &Path) -> Result<(), ConnectError> {
     }
 }
 
-pub(in crate::share) fn refresh(bytes: &Bytes, made: Made) -> Result<u64, ConnectError> {
+pub(in crate::share) fn standing(bytes: &Bytes, made: Made) -> Result<Option<Source>, ConnectError> {
+    match (bytes, made) {
+        (Bytes::Device(path), Made::NotNeeded) => Ok(Some(Source::Device(path.clone()))),
+        (Bytes::File(path), Made::Loop(number)) => {
+            let Ok(id) = FileId::at(path) else { return Ok(None) };
+            Ok(noted(number, id, path)?.map(|device| Source::Device(device.path())))
+        }
+        _ => Ok(None),
+    }
+}
+
+pub(in crate::share) fn refresh(bytes: &Bytes, made: Made) -> Result<Option<u64>, ConnectError> {
     let path = bytes.path();
-    let device = match made {
-        Made::Loop(number) => LoopDevice::of_number(number),
-        _ => match LoopDevice::from_path(path) {
-            Some(device) => device,
-            None => return crate::machine::device::size(path).map_err(step("measuring", path)),
-        },
+    let Some(Source::Device(device)) = standing(bytes, made)? else { return Ok(None) };
+    let size = match LoopDevice::from_path(&device) {
+        Some(device) => device.refresh_size().map_err(step("growing", path))?,
+        None => crate::machine::device::size(path).map_err(step("measuring", path))?,
     };
-    device.refresh_size().map_err(step("growing", path))
+    Ok(Some(size))
 }
 
 fn step<E>(step: &'static str, path: &Path) -> impl FnOnce(E) -> ConnectError

@@ -4,5 +4,5 @@
 mod connect;
 mod target;
 
-pub(super) use connect::{connect, disconnect, refresh};
+pub(super) use connect::{connect, disconnect, refresh, standing};
 pub use target::LocalTarget;
