@@ -63,6 +63,22 @@ impl Controller {
         self.with_turns(Arc::clone(&store.turns), deadline, operation).await
     }
 
+    /// Runs an operation that takes something away; of a store that is lost all is taken away already.
+    async fn take_away<E>(
+        &self,
+        store: &StoreId,
+        deadline: Instant,
+        operation: impl FnOnce(&Host) -> Result<(), E> + Send + 'static,
+    ) -> Result<(), Status>
+    where
+        E: Coded + Send,
+    {
+        match self.host.store(store) {
+            Err(Unavailable::Lost(_)) => Ok(()),
+            _ => self.on_store(store, deadline, operation).await,
+        }
+    }
+
     async fn with_turns<T, E>(
         &self,
         turns: Arc<Semaphore>,
@@ -89,7 +105,8 @@ impl Controller {
     async fn delete(&self, request: Request<csi::DeleteVolumeRequest>) -> Result<csi::DeleteVolumeResponse, Status> {
         let deadline = deadline(&request);
         if let Some(id) = parse::volume_id(request.into_inner().volume_id)? {
-            let _ = self.on_store(&id.store, deadline, move |host| operations::delete(host, id)).await?;
+            let operation = move |host: &Host| operations::delete(host, id).map(|_| ());
+            self.take_away(&id.store, deadline, operation).await?;
         }
         Ok(csi::DeleteVolumeResponse {})
     }
@@ -126,7 +143,7 @@ impl Controller {
         };
         if let Some(id) = volume {
             let operation = move |host: &Host| operations::unpublish(host, id, node.as_ref());
-            self.on_store(&id.store, deadline, operation).await?;
+            self.take_away(&id.store, deadline, operation).await?;
         }
         Ok(csi::ControllerUnpublishVolumeResponse {})
     }
@@ -161,6 +178,7 @@ impl Controller {
     }
 
     fn list_volumes(&self, request: csi::ListVolumesRequest) -> Result<csi::ListVolumesResponse, Status> {
+        self.host.all_are_up().map_err(away)?;
         let page = operations::volumes(&self.host, pages(request.max_entries, &request.starting_token)?);
         let entry = |listed: operations::ListedVolume| csi::list_volumes_response::Entry {
             volume: Some(volume(&listed.volume)),
@@ -179,6 +197,7 @@ impl Controller {
         // a filter that nothing can match makes an empty list
         let id = |kind, text: &str| (!text.is_empty()).then(|| Id::parse(kind, text));
         let (of, only) = (id(Kind::Volume, &request.source_volume_id), id(Kind::Snapshot, &request.snapshot_id));
+        self.host.all_are_up().map_err(away)?;
         let page = operations::snapshots(&self.host, pages, |snapshot| {
             of.is_none_or(|of| of == Some(snapshot.of)) && only.is_none_or(|only| only == Some(snapshot.id))
         });
@@ -243,7 +262,8 @@ impl Controller {
     ) -> Result<csi::DeleteSnapshotResponse, Status> {
         let deadline = deadline(&request);
         if let Some(id) = parse::snapshot_id(request.into_inner().snapshot_id)? {
-            let _ = self.on_store(&id.store, deadline, move |host| operations::delete(host, id)).await?;
+            let operation = move |host: &Host| operations::delete(host, id).map(|_| ());
+            self.take_away(&id.store, deadline, operation).await?;
         }
         Ok(csi::DeleteSnapshotResponse {})
     }

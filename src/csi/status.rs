@@ -35,6 +35,7 @@ fn unavailable(error: &Unavailable) -> Code {
     match error {
         // a StorageClass that names no pool
         Unavailable::NoSuchPool(_) => Code::InvalidArgument,
+        Unavailable::Lost(_) => Code::NotFound,
         Unavailable::PoolDown { .. } | Unavailable::StoreUnseen(_) => Code::Unavailable,
     }
 }

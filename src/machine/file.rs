@@ -3,6 +3,7 @@
 //! Mechanisms only. Which files there are, what they are called and what they mean is decided elsewhere. Offsets and sizes
 //! are bytes.
 
+mod ballast;
 mod copy;
 mod durable;
 mod extents;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, IFlags};
 use rustix::io::Errno;
 
+pub use ballast::Ballast;
 pub use copy::{copy_range, overwrite};
 pub use durable::{is_temporary, remove_durably, rename_durably, sync_dir, write_atomically};
 pub use extents::{DataRanges, data_ranges, shared_bytes};

@@ -8,7 +8,7 @@ use super::guards::Guards;
 use super::operations::{restore_grants, resume_all};
 use super::record::Record;
 use super::records::{Entry, RecordError, State};
-use super::store::{Store, StoreError, Surroundings};
+use super::store::{self, Store, StoreError, Surroundings};
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::{Key, MediumSpec, NodeName, PoolName, PoolSpec, StoreId};
@@ -50,6 +50,9 @@ pub enum Unavailable {
         /// Why its store is not open.
         why: String,
     },
+    /// Its owner gave it up: what it held exists no more.
+    #[error("store {0} is lost, its owner says")]
+    Lost(StoreId),
     /// Nobody has seen this store since start.
     #[error("store {0} is not here; a store that is not known is never taken for lost")]
     StoreUnseen(StoreId),
@@ -100,7 +103,7 @@ impl Host {
 
     /// Opens the pool's store. What was said of it last time is not logged again.
     fn open(&self, spec: &PoolSpec, said: Option<String>) -> Result<Arc<Store>, String> {
-        let opened = open_medium(&spec.medium)
+        let opened = open_medium(spec, &self.around)
             .and_then(|medium| Store::open(spec, medium, Box::new(LocalTarget), &self.around))
             .map_err(|error| chain(&error))
             .and_then(|store| restore_grants(&store).map(|()| store).map_err(|error| chain(&error)));
@@ -136,8 +139,19 @@ impl Host {
 
     /// The store with this identity.
     pub fn store(&self, id: &StoreId) -> Result<Arc<Store>, Unavailable> {
-        let mut stores = self.stores().into_iter();
-        stores.find(|store| store.id == *id).ok_or(Unavailable::StoreUnseen(*id))
+        if let Some(store) = self.stores().into_iter().find(|store| store.id == *id) {
+            return Ok(store);
+        }
+        let is_lost = self.read().values().any(|pool| pool.spec.lost.contains(id));
+        Err(if is_lost { Unavailable::Lost(*id) } else { Unavailable::StoreUnseen(*id) })
+    }
+
+    /// Fails if a pool is down: a list without what is in it would be taken for the whole.
+    pub fn all_are_up(&self) -> Result<(), Unavailable> {
+        match self.read().iter().find_map(|(name, pool)| Some((name, pool.store.as_ref().err()?))) {
+            Some((pool, why)) => Err(Unavailable::PoolDown { pool: pool.clone(), why: why.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// The store of this pool.
@@ -192,8 +206,9 @@ impl Host {
     }
 }
 
-fn open_medium(spec: &MediumSpec) -> Result<Box<dyn Medium>, StoreError> {
-    match spec {
-        MediumSpec::Dir(spec) => Ok(Box::new(Dir::open(spec)?)),
+fn open_medium(spec: &PoolSpec, around: &Surroundings) -> Result<Box<dyn Medium>, StoreError> {
+    let is_expected = store::expected(spec, &around.data)?.is_some();
+    match &spec.medium {
+        MediumSpec::Dir(dir) => Ok(Box::new(Dir::open(dir, is_expected)?)),
     }
 }

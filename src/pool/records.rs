@@ -1,7 +1,7 @@
 //! The records of one store: a directory of small files, one format, one implementation for all media.
 //!
 //! A file's name is the key and the state (`v-….making`, `.ready`, `.removing`), so that a change of state is a rename,
-//! which needs no space. Every change is on the disk before the call returns: temporary name, fsync, rename, fsync of
+//! which needs next to no space; where there is none at all, a ballast lends it. Every change is on the disk before the call returns: temporary name, fsync, rename, fsync of
 //! the directory. What is in memory is what is on the disk: a store is locked against a second daemon, and whoever
 //! changes a record holds its key's guard, so no lock is held while the disk works.
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::record::{FORMAT, Record};
 use crate::domain::Key;
-use crate::machine::file;
+use crate::machine::file::{self, Ballast};
 
 /// Where a volume or snapshot is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +51,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Records {
     directory: PathBuf,
+    ballast: Ballast,
     entries: RwLock<BTreeMap<Key, Entry>>,
     unreadable: BTreeMap<Key, String>,
 }
@@ -86,13 +87,17 @@ pub enum RecordError {
 
 impl Records {
     /// Reads all records below this directory, which is made if it is not there.
-    pub fn open(directory: &Path) -> Result<Records, RecordError> {
+    pub fn open(directory: &Path, ballast: Ballast) -> Result<Records, RecordError> {
         let read = |source| RecordError::Read { path: directory.to_owned(), source };
         std::fs::create_dir_all(directory).map_err(read)?;
         let mut entries = BTreeMap::new();
         let mut unreadable = BTreeMap::new();
         for file in std::fs::read_dir(directory).map_err(read)? {
             let path = file.map_err(read)?.path();
+            if path.file_name().is_some_and(file::is_temporary) {
+                // a write that was cut off; what it was to replace is there
+                std::fs::remove_file(&path).map_err(|source| RecordError::Read { path: path.clone(), source })?;
+            }
             let Some((key, state)) = parse_name(&path) else { continue };
             let text = std::fs::read(&path).map_err(|source| RecordError::Read { path: path.clone(), source })?;
             match parse(&text) {
@@ -110,7 +115,7 @@ impl Records {
                 }
             }
         }
-        Ok(Records { directory: directory.to_owned(), entries: RwLock::new(entries), unreadable })
+        Ok(Records { directory: directory.to_owned(), ballast, entries: RwLock::new(entries), unreadable })
     }
 
     /// What is known under this key. A record that cannot be read is an error, never nothing.
@@ -145,7 +150,8 @@ impl Records {
     /// Writes a record that is in this state already, or that is new.
     pub fn put(&self, key: &Key, state: State, record: Record) -> Result<(), RecordError> {
         let text = serde_json::to_vec(&record).map_err(|error| write_failed(key, error.into()))?;
-        file::write_atomically(&self.directory, &file_name(key, state), &text)
+        self.ballast
+            .lend(|| file::write_atomically(&self.directory, &file_name(key, state), &text))
             .map_err(|error| write_failed(key, std::io::Error::other(error)))?;
         self.write().insert(*key, Entry { state, record: Arc::new(record) });
         Ok(())
@@ -156,7 +162,9 @@ impl Records {
         let Some(Entry { state, record }) = self.read().get(key).cloned() else { return Ok(()) };
         if state != to {
             let (old, new) = (self.directory.join(file_name(key, state)), self.directory.join(file_name(key, to)));
-            file::rename_durably(&old, &new).map_err(|error| write_failed(key, std::io::Error::other(error)))?;
+            self.ballast
+                .lend(|| file::rename_durably(&old, &new))
+                .map_err(|error| write_failed(key, std::io::Error::other(error)))?;
             self.write().insert(*key, Entry { state: to, record });
         }
         Ok(())

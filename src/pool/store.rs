@@ -14,13 +14,18 @@ use super::recovery::Found;
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::ids::Malformed;
+use crate::domain::size::MIB;
 use crate::domain::{Allocation, Id, Key, Kind, NodeName, PoolName, PoolSpec, StoreId, Uuid};
+use crate::machine::file::Ballast;
 use crate::machine::{self, file};
 use crate::medium::{Layout, Medium, MediumError, Space};
 use crate::share::Target;
 
 /// How many operations may work on one store at a time; the next ones wait for their turn, outside any guard.
 const OPERATIONS_AT_A_TIME: usize = 32;
+
+/// What is set aside for records, in bytes: a full pool can still be emptied.
+const BALLAST: u64 = 16 * MIB;
 
 /// One pool's storage in one place.
 pub struct Store {
@@ -41,6 +46,7 @@ pub struct Store {
     pub(super) ledger: Ledger,
     pub(super) tasks: Tasks,
     limits: RwLock<Limits>,
+    ballast: Ballast,
     tool_locks: PathBuf,
     found: Mutex<Found>,
 }
@@ -90,6 +96,14 @@ pub enum StoreError {
         /// The identity that was seen here last.
         expected: StoreId,
     },
+    /// A store that was given up is here.
+    #[error("store {store}, which was given up with lost:, is in {}: take it out of that list, or move it away", home.display())]
+    CameBack {
+        /// The store's directory.
+        home: PathBuf,
+        /// Its identity.
+        store: StoreId,
+    },
     /// Its identity cannot be read.
     #[error("{} is no identity of a store: {why}", path.display())]
     Identity {
@@ -130,6 +144,7 @@ impl Store {
         let home = medium.home().to_owned();
         let only_daemon = lock_store(&home)?;
         let id = identify(spec, medium.as_ref(), &around.data)?;
+        let ballast = Ballast::new(&home, BALLAST);
         let tool_locks = around.data.join("locks");
         std::fs::create_dir_all(&tool_locks).map_err(failed("making", &tool_locks))?;
         let store = Arc::new(Store {
@@ -137,7 +152,8 @@ impl Store {
             pool: spec.name.clone(),
             host: around.host.clone(),
             turns: Arc::new(tokio::sync::Semaphore::new(OPERATIONS_AT_A_TIME)),
-            records: Records::open(&home.join("records"))?,
+            records: Records::open(&home.join("records"), ballast.clone())?,
+            ballast,
             medium,
             target,
             guards: Guards::default(),
@@ -197,6 +213,9 @@ impl Store {
     /// Measures what others take of the store's space, and takes back what thick pieces lost: whoever zeroes a device may
     /// punch holes into the file below it. Linear in the number of pieces: for the background.
     pub fn measure(&self) -> Result<(), MediumError> {
+        if let Err(error) = self.ballast.take() {
+            tracing::warn!(pool = %self.pool, error = %chain(&error), "nothing can be set aside for records");
+        }
         let mut pieces = self.medium.pieces()?;
         let space = self.medium.space()?;
         let record_of = |key: &Key| self.records.get(key).ok().flatten();
@@ -213,7 +232,9 @@ impl Store {
                 && let Some(entry) = record_of(&piece.key).filter(thick)
             {
                 let layout = Layout { allocation: entry.record.allocation };
-                let _ = self.medium.make(&piece.key, entry.record.size, &layout)?;
+                if let Err(error) = self.medium.make(&piece.key, entry.record.size, &layout) {
+                    tracing::warn!(pool = %self.pool, key = %piece.key, error = %chain(&error), "its blocks cannot be kept");
+                }
             }
         }
         Ok(())
@@ -392,20 +413,30 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, StoreError> {
     }
 }
 
+/// The store that this pool was seen to have, unless its owner gave it up.
+pub fn expected(spec: &PoolSpec, data: &Path) -> Result<Option<StoreId>, StoreError> {
+    let seen = data.join("stores").join(spec.name.to_string());
+    let store = read_if_there(&seen)?.map(|text| parse_seen(&seen, &text)).transpose()?;
+    Ok(store.filter(|store| !spec.lost.contains(store)))
+}
+
 /// Reads the store's identity, or gives it one. A pool that had a store is not given a new one in silence: an unmounted
 /// file system looks just like an empty directory.
 fn identify(spec: &PoolSpec, medium: &dyn Medium, data: &Path) -> Result<StoreId, StoreError> {
     let home = medium.home();
     let path = home.join("store.json");
-    let seen = data.join("stores").join(spec.name.to_string());
-    let expected = read_if_there(&seen)?.map(|text| parse_seen(&seen, &text)).transpose()?;
-    let identity = match read_if_there(&path)? {
-        Some(text) => parse_identity(&path, &text)?,
-        None => match expected.filter(|store| !spec.lost.contains(store)) {
-            Some(expected) => return Err(StoreError::Gone { home: home.to_owned(), expected }),
-            None => new_identity(spec, medium)?,
-        },
+    let expected = expected(spec, data)?;
+    let identity = match (read_if_there(&path)?, expected) {
+        (Some(text), _) => parse_identity(&path, &text)?,
+        (None, Some(expected)) => return Err(StoreError::Gone { home: home.to_owned(), expected }),
+        (None, None) => new_identity(spec, medium)?,
     };
+    if spec.lost.contains(&identity.store) {
+        return Err(StoreError::CameBack { home: home.to_owned(), store: identity.store });
+    }
+    if let Some(expected) = expected.filter(|expected| *expected != identity.store) {
+        return Err(StoreError::Gone { home: home.to_owned(), expected });
+    }
     if identity.pool != spec.name {
         return Err(StoreError::OfOtherPool { home: home.to_owned(), owner: identity.pool });
     }

@@ -5,6 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::domain::error::chain;
+use crate::domain::size::show;
 use crate::domain::{FsType, Uuid};
 use crate::machine::file::{self, FileId};
 use crate::machine::loopdev::{Attach, LoopDevice};
@@ -23,24 +25,28 @@ const MOUNT_POINT: &str = "pool";
 pub(super) struct Image {
     mount_point: PathBuf,
     device: LoopDevice,
+    is_ours: bool,
 }
 
 impl Image {
-    /// Makes the file if it is not there, grows it if it is smaller than `size` bytes, and mounts it.
-    pub(super) fn open(directory: &Path, size: u64) -> Result<Image, MediumError> {
+    /// Makes the file if it is not there, unless a store `is_expected`; grows it if it is smaller than `size` bytes and
+    /// there is room; and mounts it.
+    pub(super) fn open(directory: &Path, size: u64, is_expected: bool) -> Result<Image, MediumError> {
         let path = directory.join(FILE);
         if !path.try_exists().map_err(MediumError::step("looking for", &path))? {
+            if is_expected {
+                let why = "the store that was here is gone: is the file system that it is on mounted?".to_owned();
+                return Err(MediumError::Unfit { path, why });
+            }
             make(directory, size)?;
         }
         let backing = OpenOptions::new().write(true).open(&path).map_err(MediumError::step("opening", &path))?;
-        let before = backing.metadata().map_err(MediumError::step("measuring", &path))?.len();
-        if before < size {
-            file::reserve(&backing, before..size).map_err(MediumError::step("growing", &path))?;
-            backing.sync_all().map_err(MediumError::step("growing", &path))?;
-        }
-        let image = Image { mount_point: directory.join(MOUNT_POINT), device: attach(&path, &backing)? };
+        let grown = grow_file(&backing, &path, directory, size)?;
+        let mut image =
+            Image { mount_point: directory.join(MOUNT_POINT), device: attach(&path, &backing)?, is_ours: false };
         image.mount()?;
-        if before < size {
+        image.is_ours = true;
+        if grown {
             image.device.refresh_size().map_err(MediumError::step("growing", &path))?;
         }
         // a growth that was cut off is finished too
@@ -76,23 +82,58 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         // volumes in use keep the mount busy: then it stays for the next process to find
-        if mounts::unmount(&self.mount_point).is_ok()
-            && let Err(error) = self.device.detach()
-        {
+        // what is mounted there may be somebody else's, if ours could not be
+        let is_unmounted = !self.is_ours || mounts::unmount(&self.mount_point).is_ok();
+        if is_unmounted && let Err(error) = self.device.detach() {
             tracing::warn!(device = %self.device.path().display(), %error, "cannot detach");
         }
     }
 }
 
+/// Makes the file larger. Where there is no room for that it stays as it is: the pool is smaller than its owner wishes, and
+/// no less usable.
+fn grow_file(backing: &File, path: &Path, directory: &Path, size: u64) -> Result<bool, MediumError> {
+    let before = backing.metadata().map_err(MediumError::step("measuring", path))?.len();
+    if before >= size {
+        return Ok(false);
+    }
+    if let Err(error) = refuse_without_room(directory, size - before) {
+        tracing::warn!(error = %chain(&error), "the pool keeps its size");
+        return Ok(false);
+    }
+    file::reserve(backing, before..size).map_err(MediumError::step("growing", path))?;
+    backing.sync_all().map_err(MediumError::step("growing", path))?;
+    Ok(true)
+}
+
+/// A reservation that does not fit would fill the file system before it fails.
+fn refuse_without_room(directory: &Path, more: u64) -> Result<(), MediumError> {
+    let free = file::space(directory).map_err(MediumError::step("measuring", directory))?.free;
+    if free >= more {
+        return Ok(());
+    }
+    let why = format!("{} are needed for the pool's file, and {} are free", show(more), show(free));
+    Err(MediumError::Unfit { path: directory.to_owned(), why })
+}
+
 /// Reserves and formats the file.
 fn make(directory: &Path, size: u64) -> Result<(), MediumError> {
     let path = directory.join(UNFINISHED);
+    // a file of its own, whatever an earlier process may still write into the one it began
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(MediumError::step("removing", &path)(error));
+        }
+        _ => {}
+    }
+    refuse_without_room(directory, size)?;
     tracing::info!(path = %directory.join(FILE).display(), size, "making the pool's file");
-    let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     let made = made.map_err(MediumError::step("making", &path))?;
+    made.lock().map_err(MediumError::step("locking", &path))?;
     let formatted = reserve_and_format(&made, &path, directory, size);
     if formatted.is_err() {
-        // best effort: the next attempt begins with an empty file anyway
+        // best effort: the next attempt removes it first
         let _ = std::fs::remove_file(&path);
     }
     formatted

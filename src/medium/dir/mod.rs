@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use self::image::Image;
 use super::{Cut, Layout, Medium, MediumError, Piece, Space};
 use crate::domain::{Allocation, Bytes, Clean, DirSpec, Key, Kind, Outcome};
-use crate::machine::file::{self, FileError, FsKind};
+use crate::machine::file::{self, Ballast, FileError, FsKind};
 
 /// Every file system that has reflinks or is used for images can hold files of this size: 8 EiB less a block.
 const LARGEST_FILE: u64 = (1 << 63) - 4096;
@@ -40,25 +40,24 @@ pub struct Dir {
 
 impl Dir {
     /// Opens the directory, made if it is not there. A pool that is to be one file is made one, and mounted.
-    pub fn open(spec: &DirSpec) -> Result<Dir, MediumError> {
+    /// Where a store `is_expected`, no new one is made.
+    pub fn open(spec: &DirSpec, is_expected: bool) -> Result<Dir, MediumError> {
         std::fs::create_dir_all(&spec.path).map_err(MediumError::step("making", &spec.path))?;
-        let image = spec.image.map(|size| Image::open(&spec.path, size)).transpose()?;
+        let image = spec.image.map(|size| Image::open(&spec.path, size, is_expected)).transpose()?;
         let home = image.as_ref().map_or(spec.path.clone(), |image| image.mounted_at().to_owned());
         let images = home.join("images");
         std::fs::create_dir_all(&images).map_err(MediumError::step("making", &images))?;
-        let sector = file::direct_io_sector_in(&images).map_err(MediumError::step("probing", &images))?;
+        // the probes write a little, and a full store must open too
+        let room = Ballast::new(&home, 0);
+        let probed = |error| MediumError::step("probing", &images)(error);
+        let sector = room.lend(|| file::direct_io_sector_in(&images)).map_err(probed)?;
         let sector = sector.ok_or_else(|| MediumError::Unfit {
             path: images.clone(),
             why: "its file system has no direct I/O; put the pool on XFS, ext4 or Btrfs".to_owned(),
         })?;
-        Ok(Dir {
-            kind: file::kind(&images).map_err(MediumError::step("probing", &images))?,
-            has_reflinks: file::supports_clone(&images).map_err(MediumError::step("probing", &images))?,
-            home,
-            images,
-            sector,
-            _image: image,
-        })
+        let has_reflinks = room.lend(|| file::supports_clone(&images)).map_err(probed)?;
+        let kind = file::kind(&images).map_err(probed)?;
+        Ok(Dir { kind, has_reflinks, home, images, sector, _image: image })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
