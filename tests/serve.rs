@@ -401,7 +401,7 @@ fn a_stop_lets_jobs_stop_and_a_start_goes_on() {
 
 #[test]
 fn people_see_what_is_there() {
-    let (_place, server) = on_xfs("");
+    let (place, server) = on_xfs("");
     let csi = server.client();
     let mut volume = Volume::filesystem("pvc-1", "ext4", 64 * MIB);
     csi.create(&mut volume).unwrap();
@@ -421,4 +421,11 @@ fn people_see_what_is_there() {
         assert!(table.starts_with("NAME") && table.contains(word), "{table}");
     }
     assert_eq!(cistern(&["doctor", "-o", "table"]), "all is well\n");
+    // a device over a piece that nobody was given
+    let piece = place.pool_directory().join("images").join(volume.id.split('/').next_back().unwrap());
+    let device = run(&["losetup", "--find", "--show", piece.to_str().unwrap()]);
+    let socket = server.socket.to_str().unwrap();
+    let doctor = Command::new(env!("CARGO_BIN_EXE_cistern")).args(["doctor", "--endpoint", socket]).output().unwrap();
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(!doctor.status.success() && said.contains(&format!("losetup --detach {}", device.trim())), "{said}");
 }

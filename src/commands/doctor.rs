@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use cistern::domain::Key;
 use cistern::machine::command::Tool;
-use cistern::proto::internal::DescribeRequest;
+use cistern::machine::loopdev::LoopDevice;
+use cistern::proto::internal::{DescribeRequest, DescribeResponse};
 
 use super::people::ask;
 use super::{Done, Output, PeopleArgs};
@@ -55,13 +57,13 @@ fn missing_kernel() -> impl Iterator<Item = Finding> {
 }
 
 fn troubles(args: &PeopleArgs) -> Vec<Finding> {
-    let answer = match ask(args, DescribeRequest::default()) {
+    let answer = match ask(args, DescribeRequest { volumes: true, snapshots: false }) {
         Ok(answer) => answer,
         Err(error) => {
             return vec![Finding { what: error.to_string(), mend: "cistern serve".to_owned() }];
         }
     };
-    let mut findings = Vec::new();
+    let mut findings = orphans(&answer);
     for pool in answer.pools {
         if !pool.down.is_empty() {
             let mend = format!("mend the cause below {}; the server tries again by itself", pool.place);
@@ -69,11 +71,34 @@ fn troubles(args: &PeopleArgs) -> Vec<Finding> {
         }
         for trouble in pool.troubles {
             let mend = format!(
-                "look at {} in {}: give back what is missing and start the server anew, or delete the volume or move the \
-                 stray file away",
+                "look for {} below {}: give back what is missing, or move away what nobody knows, and start the server anew",
                 trouble.key, pool.place
             );
             findings.push(Finding { what: format!("pool {}: {}: {}", pool.name, trouble.key, trouble.what), mend });
+        }
+    }
+    findings
+}
+
+/// Loop devices over pieces that no node has a right to: whoever attached them is gone, or by-passed the driver.
+fn orphans(answer: &DescribeResponse) -> Vec<Finding> {
+    let granted = |key: &str| {
+        let mut volumes = answer.volumes.iter().filter(|volume| !volume.nodes.is_empty());
+        volumes.any(|volume| volume.id.ends_with(&format!("/{key}")))
+    };
+    let mut findings = Vec::new();
+    for device in LoopDevice::bound().unwrap_or_default() {
+        let Ok(Some(status)) = device.status() else { continue };
+        let backing = status.backing_path.display().to_string();
+        let backing = backing.trim_end_matches(" (deleted)");
+        let is_ours = answer.pools.iter().any(|pool| Path::new(backing).starts_with(&pool.place));
+        let key = Path::new(backing).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if is_ours && key.parse::<Key>().is_ok() && !granted(key) {
+            let path = device.path();
+            findings.push(Finding {
+                what: format!("{} is attached to {backing}, which no node has a right to", path.display()),
+                mend: format!("findmnt --source {0}; umount what it shows; losetup --detach {0}", path.display()),
+            });
         }
     }
     findings

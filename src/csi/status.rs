@@ -6,8 +6,6 @@
 use tonic::{Code, Status};
 
 use crate::domain::error::chain;
-use crate::machine::file::FileError;
-use crate::medium::MediumError;
 use crate::node;
 use crate::pool::host::Unavailable;
 use crate::pool::jobs::JobError;
@@ -56,9 +54,7 @@ fn record(error: &RecordError) -> Code {
 fn job(error: &JobError) -> Code {
     match error {
         JobError::Stopped => Code::Aborted,
-        JobError::Medium(MediumError::NoSpace(_)) | JobError::File(FileError::NoSpace { .. }) => {
-            Code::ResourceExhausted
-        }
+        _ if error.is_for_want_of_space() => Code::ResourceExhausted,
         JobError::Medium(_) | JobError::File(_) | JobError::Open { .. } | JobError::Sync(_) => Code::Internal,
         JobError::Record(error) => record(error),
     }

@@ -233,6 +233,11 @@ impl LoopDevice {
         number_of(target.file_name()?.to_str()?).map(LoopDevice::of_number)
     }
 
+    /// Every device of the machine that is bound, by number.
+    pub fn bound() -> Result<Vec<LoopDevice>, LoopError> {
+        Ok(numbers(Binding::Bound)?.into_iter().map(LoopDevice::of_number).collect())
+    }
+
     /// Every device over this file, by number, under whatever path it was attached.
     ///
     /// # Errors

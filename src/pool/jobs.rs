@@ -49,6 +49,13 @@ pub enum JobError {
     },
 }
 
+impl JobError {
+    /// Whether it would go on if there were more space.
+    pub fn is_for_want_of_space(&self) -> bool {
+        matches!(self, JobError::Medium(MediumError::NoSpace(_)) | JobError::File(FileError::NoSpace { .. }))
+    }
+}
+
 /// Does the job that the record under this key holds, to its end, and takes it out of the record. The caller holds the
 /// key's guard, and one on the source; `stop` is asked between chunks.
 pub fn run(store: &Store, key: &Key, stop: &dyn Fn() -> bool) -> Result<(), JobError> {
