@@ -180,7 +180,12 @@ async fn serve(
     let mut pools = Pools { config: args.config.clone(), data: data.to_owned(), read: None };
     let first = pools.read()?;
     let opening = Arc::clone(&host);
-    tokio::task::spawn_blocking(move || opening.apply(first)).await?;
+    let opened = tokio::task::spawn_blocking(move || opening.apply(first));
+    tokio::select! {
+        // cancel-safe: a stop ends the process, and the next start opens them anew
+        done = opened => done?,
+        () = stop.cancelled() => return Ok(()),
+    }
     let tending = tokio::task::spawn_blocking({
         let (host, stop) = (Arc::clone(&host), stop.clone());
         move || tend(&host, pools, &stop)
@@ -197,8 +202,14 @@ async fn serve(
     let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     tracing::info!("serving");
     finish(serving, &stop, &tasks, &args.endpoint).await?;
-    tending.await?;
-    tokio::task::spawn_blocking(move || host.close()).await?;
+    // a store that hangs holds up its own volumes, and not the end
+    let close = async {
+        tending.await?;
+        tokio::task::spawn_blocking(move || host.close()).await
+    };
+    if tokio::time::timeout(DRAIN, close).await.is_err() {
+        tracing::warn!("a store could not be let go of in time");
+    }
     Ok(())
 }
 
