@@ -184,7 +184,10 @@ async fn serve(
     tokio::select! {
         // cancel-safe: a stop ends the process, and the next start opens them anew
         done = opened => done?,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => {
+            remove_socket(&args.endpoint);
+            return Ok(());
+        }
     }
     let tending = tokio::task::spawn_blocking({
         let (host, stop) = (Arc::clone(&host), stop.clone());
@@ -221,14 +224,15 @@ async fn finish(
     socket: &Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
     tokio::select! {
-        // cancel-safe: a handle may be polled again
-        ended = &mut serving => return Ok(ended??),
+        // a stop ends the server too, and must not be taken for an end of its own
+        biased;
         // cancel-safe: a token stays cancelled
         () = stop.cancelled() => {}
+        // cancel-safe: a handle may be polled again
+        ended = &mut serving => return Ok(ended??),
     }
     tracing::info!("stopping");
-    // now and not at the end: the path may be a next server's by then
-    let _ = std::fs::remove_file(socket);
+    remove_socket(socket);
     let tasks = tasks.clone();
     let left = tokio::task::spawn_blocking(move || tasks.drain(DRAIN)).await?;
     if left > 0 {
@@ -238,6 +242,11 @@ async fn finish(
     serving.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// When a stop begins and not when it ends: by then the path may be a next server's. One that is gone is what is wanted.
+fn remove_socket(socket: &Path) {
+    let _ = std::fs::remove_file(socket);
 }
 
 fn stop_on_signal() -> std::io::Result<CancellationToken> {
