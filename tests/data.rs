@@ -64,6 +64,11 @@ fn size_of(device: &Path) -> i64 {
     run(&["blockdev", "--getsize64", device.to_str().unwrap()]).trim().parse().unwrap()
 }
 
+/// Whether it is a piece that was made for a copy to read.
+fn is_temporary(file: &Path) -> bool {
+    file.file_name().unwrap().to_str().unwrap().starts_with("t-")
+}
+
 /// The disk's image of the place, kept from one kind of pool to the next: a Block volume through its whole life.
 fn life_of_a_block_volume(place: &Place, csi: &Csi, allocation: &str) {
     let mut volume = Volume::block("block", 64 * MIB).with("allocation", allocation);
@@ -79,6 +84,8 @@ fn life_of_a_block_volume(place: &Place, csi: &Csi, allocation: &str) {
     csi.create(&mut restored).unwrap();
     let mut clone = Volume::block("clone", 128 * MIB).with("allocation", allocation).cloned_from(&volume);
     csi.create(&mut clone).unwrap();
+    let left: Vec<_> = place.inventory().files.into_iter().filter(|file| is_temporary(file)).collect();
+    assert!(left.is_empty(), "what was cut for a copy goes with it: {left:?}");
     let restored_device = csi.use_at(&mut restored, &place.path("r")).unwrap();
     let clone_device = csi.use_at(&mut clone, &place.path("c")).unwrap();
     check(&restored_device, 1, &[0, 5, 63]);

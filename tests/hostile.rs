@@ -269,3 +269,19 @@ fn a_server_that_stops_leaves_the_next_ones_socket() {
     eventually("the next one serves", || support::Csi::try_connect(&next.socket));
     assert!(next.stop().success());
 }
+
+#[test]
+fn a_copy_that_finds_no_room_leaves_nothing_that_takes_some() {
+    let (place, _, server) = on("xfs");
+    let csi = server.client();
+    let mut volume = Volume::block("v", 1536 * MIB).with("allocation", "thick");
+    csi.create(&mut volume).unwrap();
+    let before = csi.capacity();
+    // room for a snapshot, and none for the temporary piece that it is copied from
+    assert!(before > volume.size && before < 2 * volume.size);
+    assert_eq!(csi.snapshot(&volume, "s").unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(csi.capacity(), before);
+    let pieces =
+        place.inventory().files.into_iter().filter(|file| file.starts_with(place.pool_directory().join("images")));
+    assert_eq!(pieces.count(), 1);
+}
