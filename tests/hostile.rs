@@ -256,7 +256,7 @@ fn a_store_that_its_owner_gave_up_is_gone() {
 #[test]
 fn a_server_that_stops_leaves_the_next_ones_socket() {
     let (place, config, mut server) = on("xfs");
-    run(&["kill", "-TERM", &server.pid().to_string()]);
+    support::signal(server.pid(), rustix::process::Signal::TERM);
     let mut next = loop {
         // until the first has let go of the data directory the second is refused
         let mut next = Server::begin(&place, Some(&config), &[]);

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
+use rustix::process::Signal;
 use support::client::MIB;
 use support::{Csi, Place, Server, Volume, eventually};
 use tonic::{Code, Status};
@@ -329,7 +330,8 @@ fn a_tool_that_outlives_the_server_is_neither_cut_off_nor_raced() {
         move || client.create(&mut volume)
     });
     let tool = eventually("mkfs runs", || find_tool(&place, "mkfs.ext4"));
-    support::run(&["kill", "-STOP", &tool]);
+    let tool_number = tool.parse().unwrap();
+    support::signal(tool_number, Signal::STOP);
     server.kill();
     assert!(asking.join().unwrap().is_err());
     let server = Server::start(&place, &config);
@@ -337,7 +339,7 @@ fn a_tool_that_outlives_the_server_is_neither_cut_off_nor_raced() {
     assert_eq!(csi.create(&mut volume).unwrap_err().code(), Code::Aborted);
     assert!(csi.create(&mut Volume::block("other", 32 * MIB)).is_ok(), "it costs only its own volume");
     assert!(Path::new("/proc").join(&tool).exists(), "the tool is still there");
-    support::run(&["kill", "-CONT", &tool]);
+    support::signal(tool_number, Signal::CONT);
     eventually("the volume is made", || csi.create(&mut volume).ok());
     let device = csi.use_at(&mut volume, &place.path("v")).unwrap();
     fs::write(device.join("file"), MARK).unwrap();

@@ -16,6 +16,12 @@ pub use server::Server;
 
 use std::time::{Duration, Instant};
 
+/// Sends a process a signal. A bare machine has no program for that.
+pub fn signal(process: u32, signal: rustix::process::Signal) {
+    let process = rustix::process::Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+    rustix::process::kill_process(process, signal).unwrap();
+}
+
 /// Asks again until it is so; a wait for a condition, not for time.
 pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(60);

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use rustix::process::Signal;
+
 use super::{Csi, Place, eventually};
 
 /// A server that is killed when the test ends.
@@ -62,7 +64,7 @@ impl Server {
 
     /// SIGTERM, and its end.
     pub fn stop(&mut self) -> ExitStatus {
-        super::run(&["kill", "-TERM", &self.child.id().to_string()]);
+        super::signal(self.child.id(), Signal::TERM);
         eventually("the server stops", || self.child.try_wait().unwrap())
     }
 
