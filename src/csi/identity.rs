@@ -44,7 +44,7 @@ impl csi::identity_server::Identity for Identity {
     }
 
     async fn probe(&self, _request: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
-        // the socket is bound after the stores are open; a pool that is down is its own volumes' trouble alone
+        // nobody is answered before the stores are open; a pool that is down is its own volumes' trouble alone
         Ok(Response::new(csi::ProbeResponse { ready: Some(true) }))
     }
 }

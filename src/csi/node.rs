@@ -71,7 +71,7 @@ impl NodeService {
         let deadline = deadline(&request);
         let request = request.into_inner();
         let volume = parse::volume_id(request.volume_id)?;
-        let staging = parse::undone_path("staging_target_path", request.staging_target_path)?;
+        let staging = parse::path("staging_target_path", request.staging_target_path)?;
         // what cannot be was never staged
         if let Some(volume) = volume {
             self.on_node(deadline, move |node| node::unstage(node, &volume, &staging)).await?;
@@ -97,7 +97,7 @@ impl NodeService {
         let deadline = deadline(&request);
         let request = request.into_inner();
         let volume = parse::volume_id(request.volume_id)?;
-        let target = parse::undone_path("target_path", request.target_path)?;
+        let target = parse::path("target_path", request.target_path)?;
         if let Some(volume) = volume {
             self.on_node(deadline, move |node| node::unpublish(node, &volume, &target)).await?;
         }

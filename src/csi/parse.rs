@@ -74,7 +74,7 @@ pub fn map(field: &str, map: &HashMap<String, String>) -> Result<(), Status> {
 }
 
 /// A path that may be used as it is.
-fn path(field: &str, text: String) -> Result<PathBuf, Status> {
+pub fn path(field: &str, text: String) -> Result<PathBuf, Status> {
     let text = required(field, text)?;
     if text.contains('\0') {
         return Err(invalid(field, "has a NUL"));
@@ -352,11 +352,6 @@ pub fn node_publish(request: csi::NodePublishVolumeRequest) -> Result<Option<nod
     let staging = path("staging_target_path", request.staging_target_path)?;
     let Some(volume) = volume else { return Ok(None) };
     Ok(Some(node::Publish { volume, staging, target, capability, read_only: request.readonly }))
-}
-
-/// A path that is undone: staging or target.
-pub fn undone_path(field: &str, text: String) -> Result<PathBuf, Status> {
-    path(field, text)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Pools at work on their host: stores, records, guards, operations, jobs, capacity, recovery. Synchronous throughout; it
-//! knows no CSI and no Kubernetes, and reaches pieces only through [`crate::medium`] and [`crate::share::target`].
+//! knows no CSI and no Kubernetes, and has pieces made, opened and removed by [`crate::medium`]
+//! alone; what is in an opened one it copies, zeroes and formats with [`crate::machine`].
 
 pub mod capacity;
 pub mod guards;

@@ -19,7 +19,7 @@ pub use modify::{ModifyError, modify};
 pub use publish::{PublishError, UnpublishError, publish, restore_grants, unpublish};
 pub use snapshot::{SnapshotError, info as snapshot_info, snapshot};
 
-use super::jobs::{self, JobError};
+use super::jobs::run as run_job;
 use super::record::{Record, Timestamp};
 use super::records::{RecordError, State};
 use super::store::Store;
@@ -135,9 +135,4 @@ fn resume_removal(store: &Arc<Store>, key: &Key) {
     if let Err(error) = delete::resume(store, key) {
         tracing::warn!(store = %store.id, %key, error = %chain(&error), "a removal was not finished");
     }
-}
-
-/// Does a record's job while its source is guarded.
-fn run_job(store: &Store, key: &Key, stop: &dyn Fn() -> bool) -> Result<(), JobError> {
-    jobs::run(store, key, stop)
 }
