@@ -17,7 +17,7 @@ pub struct Malformed {
     expected: &'static str,
 }
 
-fn malformed(text: &str, expected: &'static str) -> Malformed {
+pub(super) fn malformed(text: &str, expected: &'static str) -> Malformed {
     Malformed { text: text.to_owned(), expected }
 }
 
