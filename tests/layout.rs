@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("pool", &["machine", "medium", "share"]),
     ("node", &["machine", "pool", "share"]),
     ("csi", &["node", "pool", "share", "proto"]),
-    ("peer", &["pool", "proto"]),
+    ("peer", &["config", "csi", "machine", "pool", "proto"]),
     ("proto", &[]),
 ];
 

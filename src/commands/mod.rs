@@ -1,8 +1,12 @@
 //! The commands, their flags and help.
 
 mod doctor;
+mod host;
 mod people;
 mod serve;
+mod server;
+mod services;
+mod stores;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -27,6 +31,10 @@ struct Cli {
 enum Command {
     /// Serve CSI (Identity, Controller and Node) for this machine on one unix socket
     Serve(serve::ServeArgs),
+    /// Serve this machine's stores to controllers
+    Host(host::HostArgs),
+    /// Serve CSI Node to kubelet, and this machine's stores to controllers if it has any
+    Node(host::NodeArgs),
     /// Show pools
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -61,7 +69,7 @@ enum ListCommand {
 #[derive(Args)]
 struct PeopleArgs {
     /// The server's socket
-    #[arg(long, env = "CISTERN_ENDPOINT", default_value = serve::DEFAULT_ENDPOINT, value_parser = serve::parse_endpoint)]
+    #[arg(long, env = "CISTERN_ENDPOINT", default_value = server::DEFAULT_ENDPOINT, value_parser = server::parse_endpoint)]
     endpoint: PathBuf,
     /// How to print: a table on a terminal, JSON elsewhere, unless it is said here
     #[arg(short, long)]
@@ -85,6 +93,8 @@ impl PeopleArgs {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(args) => serve::main(&args),
+        Command::Host(args) => host::host(&args),
+        Command::Node(args) => host::node(&args),
         Command::Pool(PoolCommand::Ls(args)) => people::pools(&args),
         Command::Volume(ListCommand::Ls(args)) => people::volumes(&args),
         Command::Snapshot(ListCommand::Ls(args)) => people::snapshots(&args),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::domain::pool::{DirSpec, MediumSpec, Overcommit, PoolSpec};
 use crate::domain::size::{self, GIB, MIB};
-use crate::domain::{PoolName, StoreId};
+use crate::domain::{NodeName, PoolName, StoreId};
 
 /// pools.yaml, whole.
 #[derive(Debug, Deserialize)]
@@ -25,6 +25,7 @@ struct PoolText {
     reserve: Option<String>,
     #[serde(default)]
     lost: Vec<StoreId>,
+    hosts: Option<Vec<NodeName>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,6 +60,12 @@ pub enum ConfigError {
         /// Where and what, with an excerpt.
         message: String,
     },
+    /// An entry is none, or has keys that pools do not have.
+    #[error("{message}")]
+    Entry {
+        /// Where and what.
+        message: String,
+    },
     /// A pool says something that is not so.
     #[error("pool {pool}: {message}")]
     Pool {
@@ -81,12 +88,10 @@ fn parse_pools(text: &str, path: &Path) -> Result<Vec<PoolSpec>, ConfigError> {
     let text = parsed.map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })?;
     let pools: Vec<PoolSpec> = text.pools.into_iter().map(pool).collect::<Result<_, _>>()?;
     for (at, pool) in pools.iter().enumerate() {
-        let MediumSpec::Dir(dir) = &pool.medium;
         for earlier in &pools[..at] {
-            let MediumSpec::Dir(other) = &earlier.medium;
             let message = if earlier.name == pool.name {
                 "is named twice".to_owned()
-            } else if dir.path.starts_with(&other.path) || other.path.starts_with(&dir.path) {
+            } else if overlap(&earlier.medium, &pool.medium) {
                 format!("its directory overlaps with that of pool {}", earlier.name)
             } else {
                 continue;
@@ -97,8 +102,20 @@ fn parse_pools(text: &str, path: &Path) -> Result<Vec<PoolSpec>, ConfigError> {
     Ok(pools)
 }
 
+/// Parses one entry by itself, as a controller sends it: JSON, which is YAML too.
+pub fn parse_entry(text: &str) -> Result<PoolSpec, ConfigError> {
+    let parsed: Result<PoolText, _> = serde_yaml::from_str(text);
+    pool(parsed.map_err(|error| ConfigError::Entry { message: error.to_string() })?)
+}
+
+/// Whether two pools would have the same place, or one within the other's.
+pub fn overlap(one: &MediumSpec, other: &MediumSpec) -> bool {
+    let (MediumSpec::Dir(one), MediumSpec::Dir(other)) = (one, other);
+    one.path.starts_with(&other.path) || other.path.starts_with(&one.path)
+}
+
 fn pool(text: PoolText) -> Result<PoolSpec, ConfigError> {
-    let PoolText { name, dir, overcommit, reserve, lost } = text;
+    let PoolText { name, dir, overcommit, reserve, lost, hosts } = text;
     let refuse = |message: String| ConfigError::Pool { pool: name.clone(), message };
     let bytes = |key: &str, text: &str| size::parse(text).map_err(|error| refuse(format!("{key}: {error}")));
     if !dir.path.is_absolute() || dir.path.components().any(|part| part == std::path::Component::ParentDir) {
@@ -121,6 +138,7 @@ fn pool(text: PoolText) -> Result<PoolSpec, ConfigError> {
         overcommit,
         reserve,
         lost,
+        hosts,
     })
 }
 
@@ -140,6 +158,7 @@ pub fn default_pool(data: &Path, free: u64, has_reflinks: bool) -> PoolSpec {
         overcommit: Overcommit::NONE,
         reserve: None,
         lost: Vec::new(),
+        hosts: None,
     }
 }
 

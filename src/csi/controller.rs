@@ -45,6 +45,9 @@ pub struct Controller {
     pub host: Arc<Host>,
     /// The work under way.
     pub tasks: Tasks,
+    /// Whether this host is one of many: then a controller chooses it for each new volume, and says how
+    /// ([`parse::choice`]).
+    pub chosen: bool,
 }
 
 impl Controller {
@@ -95,9 +98,10 @@ impl Controller {
 
     async fn create(&self, request: Request<csi::CreateVolumeRequest>) -> Result<csi::CreateVolumeResponse, Status> {
         let deadline = deadline(&request);
+        let choice = if self.chosen { Some(parse::choice(request.metadata())?) } else { None };
         let asked = parse::create_volume(request.into_inner())?;
         let store = self.host.store_of_pool(&asked.parameters.pool).map_err(away)?;
-        let operation = move |host: &Host| operations::create(host, &asked);
+        let operation = move |host: &Host| operations::create(host, &asked, choice.as_ref());
         let made = self.with_turns(Arc::clone(&store.turns), deadline, operation).await?;
         Ok(csi::CreateVolumeResponse { volume: Some(volume(&made)) })
     }

@@ -20,8 +20,9 @@ pub use node::NodeService;
 pub use parse::TOPOLOGY_KEY;
 pub use telemetry::Telemetry;
 
+pub use status::Coded;
+
 use crate::pool::tasks::Tasks;
-use status::Coded;
 
 /// The largest CSI message that is read or written, in bytes: gRPC's own default.
 pub const LARGEST_MESSAGE: usize = 4 << 20;
@@ -80,6 +81,14 @@ where
         Ok(Err(panicked)) => Err(Status::unavailable(format!("the operation ended without an answer: {panicked}"))),
         Err(_) => Err(late()),
     }
+}
+
+/// Runs what may touch a disk, and is short, where it holds up nobody else.
+pub async fn run_apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.unwrap_or_else(|panicked| Err(Status::unavailable(format!("it ended without an answer: {panicked}"))))
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 use crate::domain::request::{
-    Access, Capability, ClassParameters, CreateAccess, CreateVolume, Modifiable, Mount, Publish, Source,
+    Access, Capability, Choice, ClassParameters, CreateAccess, CreateVolume, Modifiable, Mount, Publish, Source,
 };
 use crate::domain::size::Range;
 use crate::domain::{AccessMode, Allocation, FsType, Id, Kind, NodeId, NodeName, Wipe};
@@ -21,6 +22,11 @@ pub const TOPOLOGY_KEY: &str = "topology.cistern.dev/host";
 const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
 /// Except this one, which a StorageClass uses.
 const FSTYPE_KEY: &str = "csi.storage.k8s.io/fstype";
+
+/// What a controller sends along with a CreateVolume that it forwards: the message itself is the caller's, unchanged.
+pub const CLAIM_KEY: &str = "cistern-claim";
+/// Names of hosts, joined by commas; there may be none.
+pub const PASSED_OVER_KEY: &str = "cistern-passed-over";
 
 /// CSI's limits (spec, "Size Limits"): of a string, and of a map or list of strings in all, in bytes.
 const LONGEST_STRING: usize = 128;
@@ -180,6 +186,19 @@ pub fn create_volume(request: csi::CreateVolumeRequest) -> Result<CreateVolume, 
         parameters,
         source: request.volume_content_source.map(content_source).transpose()?,
         hosts: hosts(request.accessibility_requirements.as_ref()),
+    })
+}
+
+/// How a controller chose this host, from what it sent along.
+pub fn choice(metadata: &MetadataMap) -> Result<Choice, Status> {
+    let text = |key| metadata.get(key).map(|value| value.to_str().map_err(|error| invalid(key, error))).transpose();
+    let claim =
+        text(CLAIM_KEY)?.ok_or_else(|| invalid(CLAIM_KEY, "is missing: volumes here are made by a controller"))?;
+    let names = text(PASSED_OVER_KEY)?.unwrap_or_default();
+    let names = names.split(',').filter(|name| !name.is_empty()).map(str::parse);
+    Ok(Choice {
+        claim: claim.parse().map_err(|error| invalid(CLAIM_KEY, error))?,
+        passed_over: names.collect::<Result<_, _>>().map_err(|error| invalid(PASSED_OVER_KEY, error))?,
     })
 }
 

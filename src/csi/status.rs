@@ -10,7 +10,8 @@ use crate::node;
 use crate::pool::host::Unavailable;
 use crate::pool::jobs::JobError;
 use crate::pool::operations::{
-    CreateError, DeleteError, ExpandError, ModifyError, PublishError, SnapshotError, UnpublishError,
+    CreateError, DeleteError, ExpandError, FindError, ModifyError, PublishError, ReadError, SettleError, SnapshotError,
+    UnpublishError,
 };
 use crate::pool::records::RecordError;
 use crate::share::ConnectError;
@@ -63,7 +64,7 @@ fn job(error: &JobError) -> Code {
 impl Coded for CreateError {
     fn code(&self) -> Code {
         match self {
-            CreateError::Busy(_) | CreateError::SourceNotReady(_) => Code::Aborted,
+            CreateError::Busy(_) | CreateError::Superseded | CreateError::SourceNotReady(_) => Code::Aborted,
             CreateError::Unavailable(error) => unavailable(error),
             CreateError::Mode { .. } | CreateError::SourceElsewhere { .. } | CreateError::SourceContent { .. } => {
                 Code::InvalidArgument
@@ -171,6 +172,50 @@ impl Coded for SnapshotError {
             SnapshotError::Medium(_) | SnapshotError::Target(_) | SnapshotError::Thread(_) => Code::Internal,
             SnapshotError::TearDown(_) => Code::Unavailable,
         }
+    }
+}
+
+impl Coded for FindError {
+    fn code(&self) -> Code {
+        match self {
+            FindError::Record(error) => record(error),
+            FindError::Random(_) => Code::Internal,
+        }
+    }
+}
+
+impl Coded for SettleError {
+    fn code(&self) -> Code {
+        match self {
+            SettleError::Busy(_) | SettleError::Superseded => Code::Aborted,
+            SettleError::Unavailable(error) => unavailable(error),
+            SettleError::Granted { .. } => Code::FailedPrecondition,
+            SettleError::Record(error) => record(error),
+            SettleError::TearDown(_) => Code::Unavailable,
+        }
+    }
+}
+
+impl Coded for ReadError {
+    fn code(&self) -> Code {
+        match self {
+            ReadError::Busy(_) => Code::Aborted,
+            ReadError::Unavailable(error) => unavailable(error),
+            ReadError::Unknown(_) => Code::NotFound,
+            ReadError::InUse(_) => Code::FailedPrecondition,
+            ReadError::Record(error) => record(error),
+            ReadError::Medium(_)
+            | ReadError::Target(_)
+            | ReadError::Open(_)
+            | ReadError::File(_)
+            | ReadError::Bytes(_) => Code::Internal,
+        }
+    }
+}
+
+impl Coded for RecordError {
+    fn code(&self) -> Code {
+        record(self)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::ids::{PoolName, StoreId};
+use super::ids::{NodeName, PoolName, StoreId};
 
 /// One pool.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +17,15 @@ pub struct PoolSpec {
     pub reserve: Option<u64>,
     /// Stores that their owner declared lost.
     pub lost: Vec<StoreId>,
+    /// The hosts that carry it; `None` for every host that has its text.
+    pub hosts: Option<Vec<NodeName>>,
+}
+
+impl PoolSpec {
+    /// Whether the pool's owner lets this host carry it.
+    pub fn may_be_on(&self, host: &NodeName) -> bool {
+        self.hosts.as_ref().is_none_or(|hosts| hosts.contains(host))
+    }
 }
 
 /// What the stores of a pool are made of.

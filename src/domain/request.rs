@@ -3,6 +3,7 @@
 use super::filesystem::FsType;
 use super::ids::{Id, NodeId, NodeName, PoolName};
 use super::size::Range;
+use super::uuid::Uuid;
 use super::volume::{AccessMode, Allocation, Wipe};
 
 /// How a caller wants to use a volume.
@@ -91,6 +92,15 @@ pub struct CreateVolume {
     pub source: Option<Source>,
     /// The hosts that it may live on; `None` says nothing.
     pub hosts: Option<Vec<NodeName>>,
+}
+
+/// How a controller came to choose this host for a new volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// What this host answered when it was asked for the name.
+    pub claim: Uuid,
+    /// Hosts that could not be asked: each may have a volume of this name too.
+    pub passed_over: Vec<NodeName>,
 }
 
 /// What a new volume is to hold.

@@ -1,132 +1,193 @@
 //! The host's half of the internal service.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::domain::volume::Content;
-use crate::domain::{Allocation, MediumSpec};
+use super::describe;
+use super::read::{self, BlockStream};
+use super::roles;
+use super::watch::{self, ReportStream};
+use crate::config::{self, PoolFiles};
+use crate::csi::{Coded, run_apart};
+use crate::domain::{Id, Key, Kind, NodeName, Role, Uuid};
+use crate::machine::file;
 use crate::pool::Host;
-use crate::pool::host::Pool;
-use crate::pool::operations::{self, ListedSnapshot, ListedVolume, Page, Pages};
-use crate::pool::record::Origin;
-use crate::proto::internal::{self, DescribeRequest, DescribeResponse, Trouble, host_server};
-
-/// How many entries are read of a list at a time.
-const PAGE: usize = 500;
+use crate::pool::operations::{self, Findings, Settlement};
+use crate::pool::tasks::Tasks;
+use crate::proto::internal::report::News;
+use crate::proto::internal::settle_request::Act;
+use crate::proto::internal::{self, host_server};
 
 /// The internal service of a host.
 pub struct HostService {
     /// The stores.
     pub host: Arc<Host>,
+    /// The work under way.
+    pub tasks: Tasks,
+    /// Where the pools are written.
+    pub files: PoolFiles,
+    /// The host's data directory, where the fleet's pools are kept.
+    pub data: PathBuf,
 }
 
 #[tonic::async_trait]
 impl host_server::Host for HostService {
-    async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        only_root(&request)?;
-        let wanted = request.into_inner();
-        let host = &self.host;
-        let volumes = |after| operations::volumes(host, Pages { after, most: PAGE });
-        let snapshots = |after| operations::snapshots(host, Pages { after, most: PAGE }, |_| true);
-        Ok(Response::new(DescribeResponse {
-            host: host.name().to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pools: host.pools().iter().map(pool).collect(),
-            volumes: if wanted.volumes { all(volumes, |listed| volume(host, listed)) } else { Vec::new() },
-            snapshots: if wanted.snapshots { all(snapshots, |listed| snapshot(host, listed)) } else { Vec::new() },
-        }))
+    type WatchStream = ReportStream;
+    type ReadStream = BlockStream;
+
+    async fn describe(
+        &self,
+        request: Request<internal::DescribeRequest>,
+    ) -> Result<Response<internal::DescribeResponse>, Status> {
+        only_root_or_peer(&request)?;
+        let (wanted, host) = (request.into_inner(), Arc::clone(&self.host));
+        run_apart(move || Ok(describe_all(&host, &wanted))).await.map(Response::new)
+    }
+
+    async fn watch(&self, request: Request<internal::WatchRequest>) -> Result<Response<ReportStream>, Status> {
+        only_peers(&request)?;
+        Ok(Response::new(watch::watch(Arc::clone(&self.host))))
+    }
+
+    async fn apply(
+        &self,
+        request: Request<internal::ApplyRequest>,
+    ) -> Result<Response<internal::ApplyResponse>, Status> {
+        only_peers(&request)?;
+        let (entries, files, data) = (request.into_inner().pools, self.files.clone(), self.data.clone());
+        let refused = run_apart(move || apply(&files, &data, &entries)).await?;
+        let refusals = refused.into_iter().map(|refused| internal::Refusal { pool: refused.pool, why: refused.why });
+        Ok(Response::new(internal::ApplyResponse { refusals: refusals.collect() }))
+    }
+
+    async fn find(&self, request: Request<internal::FindRequest>) -> Result<Response<internal::FindResponse>, Status> {
+        only_peers(&request)?;
+        let internal::FindRequest { key, claim } = request.into_inner();
+        let key: Key = key.parse().map_err(|error| Status::invalid_argument(format!("key: {error}")))?;
+        let host = Arc::clone(&self.host);
+        let findings = run_apart(move || operations::find(&host, &key, claim).map_err(|error| error.status())).await?;
+        Ok(Response::new(found(findings)))
+    }
+
+    async fn settle(
+        &self,
+        request: Request<internal::SettleRequest>,
+    ) -> Result<Response<internal::SettleResponse>, Status> {
+        only_peers(&request)?;
+        let (id, claim, settlement) = settlement(request.into_inner())?;
+        let (host, task) = (Arc::clone(&self.host), self.tasks.begin());
+        run_apart(move || {
+            let _task = task;
+            operations::settle(&host, id, &claim, &settlement).map_err(|error| error.status())
+        })
+        .await?;
+        Ok(Response::new(internal::SettleResponse {}))
+    }
+
+    async fn read(&self, request: Request<internal::ReadRequest>) -> Result<Response<BlockStream>, Status> {
+        only_peers(&request)?;
+        let internal::ReadRequest { id, from } = request.into_inner();
+        let id: Id = id.parse().map_err(|_| Status::not_found(format!("{id:?} does not exist")))?;
+        Ok(Response::new(read::read(Arc::clone(&self.host), id, from)))
+    }
+
+    async fn reveal(
+        &self,
+        request: Request<internal::RevealRequest>,
+    ) -> Result<Response<internal::RevealResponse>, Status> {
+        let node = roles::name_as(&request, Role::Node)?;
+        let internal::RevealRequest { id, generation } = request.into_inner();
+        refuse_other_grants(&self.host, &id, &node, generation)?;
+        // `local`, the only share, demands nothing
+        Ok(Response::new(internal::RevealResponse::default()))
     }
 }
 
-/// On a unix socket the kernel says who calls.
-fn only_root<T>(request: &Request<T>) -> Result<(), Status> {
-    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    match caller {
-        Some(caller) if caller.uid() == 0 => Ok(()),
-        _ => Err(Status::permission_denied("only root is answered")),
+/// On a unix socket the kernel says who calls, and only root may. On the other door the caller's role was looked at.
+fn only_root_or_peer<T>(request: &Request<T>) -> Result<(), Status> {
+    match request.extensions().get::<UdsConnectInfo>() {
+        None => Ok(()),
+        Some(info) if info.peer_cred.is_some_and(|caller| caller.uid() == 0) => Ok(()),
+        Some(_) => Err(Status::permission_denied("only root is answered")),
     }
 }
 
-/// Every entry of a list, page by page.
-fn all<T, U>(page_after: impl Fn(Option<crate::domain::Id>) -> Page<T>, convert: impl Fn(T) -> U) -> Vec<U> {
-    let mut entries = Vec::new();
-    let mut after = None;
-    loop {
-        let page = page_after(after);
-        entries.extend(page.entries.into_iter().map(&convert));
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return entries,
-        }
-    }
+/// What is not for people is answered only where a certificate was shown.
+fn only_peers<T>(request: &Request<T>) -> Result<(), Status> {
+    let refused = || Status::permission_denied("this is for controllers, hosts and nodes");
+    roles::caller(request).map(|_| ()).ok_or_else(refused)
 }
 
-fn pool(pool: &Pool) -> internal::Pool {
-    let MediumSpec::Dir(dir) = &pool.spec.medium;
-    let described = internal::Pool {
-        name: pool.spec.name.to_string(),
-        medium: "dir".to_owned(),
-        share: "local".to_owned(),
-        place: dir.path.display().to_string(),
+fn describe_all(host: &Host, wanted: &internal::DescribeRequest) -> internal::DescribeResponse {
+    let mut answer = internal::DescribeResponse {
+        host: host.name().to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pools: host.pools().iter().map(|pool| describe::pool(host.name(), pool)).collect(),
         ..Default::default()
     };
-    let store = match &pool.store {
-        Ok(store) => store,
-        Err(down) => return internal::Pool { down: down.clone(), ..described },
-    };
-    let trouble = |(key, what): (crate::domain::Key, String)| Trouble { key: key.to_string(), what };
-    let described = internal::Pool {
-        store: store.id.to_string(),
-        promised_bytes: store.promised(),
-        troubles: store.troubles().into_iter().map(trouble).collect(),
-        ..described
-    };
-    match (store.space(), store.available()) {
-        (Ok(space), Ok(available_bytes)) => {
-            internal::Pool { total_bytes: space.total, free_bytes: space.free, available_bytes, ..described }
+    for store in host.stores() {
+        for (key, _) in store.records().all() {
+            match describe::entry(host, &store.id_of(key)) {
+                Some(News::Volume(volume)) if wanted.volumes && !volume.deleted => answer.volumes.push(volume),
+                Some(News::Snapshot(snapshot)) if wanted.snapshots => answer.snapshots.push(snapshot),
+                _ => {}
+            }
         }
-        (Err(error), _) | (_, Err(error)) => internal::Pool { down: crate::domain::error::chain(&error), ..described },
+    }
+    answer
+}
+
+/// Keeps the fleet's pools for this host; whoever follows the files opens them.
+fn apply(files: &PoolFiles, data: &std::path::Path, entries: &[String]) -> Result<Vec<config::Refused>, Status> {
+    let failed = |error: &dyn std::error::Error| Status::internal(crate::domain::error::chain(error));
+    let text = serde_json::to_vec_pretty(entries).map_err(|error| failed(&error))?;
+    file::write_atomically(data, PoolFiles::KEPT, &text).map_err(|error| failed(&error))?;
+    // the host's own file may be wrong: then nothing changes until it is mended
+    Ok(files.read().map_err(|error| failed(&error))?.refused)
+}
+
+fn found(findings: Findings) -> internal::FindResponse {
+    let one = |found: operations::Found| internal::Found {
+        id: found.id.to_string(),
+        pool: found.pool.to_string(),
+        state: found.state.as_str().to_owned(),
+        generation: found.generation,
+        made_on: found.made_on.map(|host| host.to_string()).unwrap_or_default(),
+        passed_over: found.passed_over.iter().map(NodeName::to_string).collect(),
+    };
+    internal::FindResponse {
+        found: findings.found.into_iter().map(one).collect(),
+        claim: findings.claim.map(|claim| claim.to_string()).unwrap_or_default(),
+        unsure_pools: findings.unsure.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn pool_of(host: &Host, id: &crate::domain::Id) -> String {
-    host.store(&id.store).map(|store| store.pool.to_string()).unwrap_or_default()
+fn settlement(request: internal::SettleRequest) -> Result<(Id, Uuid, Settlement), Status> {
+    let invalid = |field: &str, why: &dyn std::fmt::Display| Status::invalid_argument(format!("{field}: {why}"));
+    let id = Id::parse(Kind::Volume, &request.id).ok_or_else(|| invalid("id", &"is no volume's"))?;
+    let claim = request.claim.parse().map_err(|error| invalid("claim", &error))?;
+    let settlement = match request.act.ok_or_else(|| invalid("act", &"is missing"))? {
+        Act::YieldTo(other) => {
+            let other = Id::parse(Kind::Volume, &other).ok_or_else(|| invalid("yield_to", &"is no volume's"))?;
+            Settlement::YieldTo(other)
+        }
+        Act::Asked(hosts) => {
+            let names = hosts.names.iter().map(|name| name.parse().map_err(|error| invalid("asked", &error)));
+            Settlement::Asked(names.collect::<Result<_, _>>()?)
+        }
+    };
+    Ok((id, claim, settlement))
 }
 
-fn volume(host: &Host, listed: ListedVolume) -> internal::Volume {
-    let record = &listed.record;
-    internal::Volume {
-        id: listed.volume.id.to_string(),
-        name: record.name.clone(),
-        pool: pool_of(host, &listed.volume.id),
-        size_bytes: record.size,
-        content: match record.content {
-            Content::Block => "block".to_owned(),
-            Content::Filesystem { fs, .. } => fs.to_string(),
-        },
-        allocation: match record.allocation {
-            Allocation::Thin => "thin".to_owned(),
-            Allocation::Thick => "thick".to_owned(),
-        },
-        nodes: listed.nodes.iter().map(ToString::to_string).collect(),
-        source: listed.volume.source.map_or(String::new(), |source| match source {
-            Origin::Snapshot(id) | Origin::Volume(id) => id.to_string(),
-        }),
-    }
-}
-
-fn snapshot(host: &Host, listed: ListedSnapshot) -> internal::Snapshot {
-    let info = &listed.snapshot;
-    internal::Snapshot {
-        id: info.id.to_string(),
-        name: listed.record.name.clone(),
-        pool: pool_of(host, &info.id),
-        size_bytes: info.size,
-        volume: info.of.to_string(),
-        created_seconds: info.created.seconds,
-        ready: info.ready,
-        copied_bytes: listed.record.job.as_ref().map_or(0, |job| job.done),
-    }
+/// A node learns of its own current grants and of no others.
+fn refuse_other_grants(host: &Host, id: &str, node: &NodeName, generation: u64) -> Result<(), Status> {
+    // the same words for what does not exist and for what is another's
+    let refused = || Status::not_found(format!("{node} has no grant {generation} of {id:?}"));
+    let id = Id::parse(Kind::Volume, id).ok_or_else(refused)?;
+    let store = host.store(&id.store).map_err(|_| refused())?;
+    let record = operations::look_up(&store, &id.key).map_err(|error| error.status())?.ok_or_else(refused)?;
+    record.grant_of(node).filter(|grant| grant.generation == generation).map(|_| ()).ok_or_else(refused)
 }

@@ -3,10 +3,13 @@
 //! certificate say which calls it may make (`roles.rs`).
 
 mod client;
+mod describe;
 mod host;
 mod identity;
+mod read;
 pub mod roles;
 pub mod tls;
+mod watch;
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use tonic::codegen::http::{Extensions, Request, Response};
 use tower::{Layer, Service};
 
 use super::PeerInfo;
-use crate::domain::Role;
+use crate::domain::{NodeName, Role};
 
 /// Calls of one service that the same roles may make.
 struct Row {
@@ -52,7 +52,7 @@ const TABLE: [Row; 5] = [
     Row {
         service: "cistern.v1.Host",
         roles: &[Role::Controller],
-        calls: &["Apply", "Describe", "Find", "Watch", "Yield"],
+        calls: &["Apply", "Describe", "Find", "Settle", "Watch"],
     },
     // a copy between two hosts
     Row { service: "cistern.v1.Host", roles: &[Role::Host], calls: &["Read"] },
@@ -74,6 +74,12 @@ fn roles(path: &str) -> Option<&'static [Role]> {
 /// Who calls; none on a unix socket, where the kernel says who it is.
 pub fn caller<T>(request: &tonic::Request<T>) -> Option<&PeerInfo> {
     request.extensions().get()
+}
+
+/// The caller's name in this role, for calls that answer each by its name.
+pub fn name_as<T>(request: &tonic::Request<T>, role: Role) -> Result<NodeName, Status> {
+    let name = caller(request).and_then(|peer| peer.identity.name_as(role)).cloned();
+    name.ok_or_else(|| Status::permission_denied(format!("the caller is no {role}")))
 }
 
 fn check(path: &str, extensions: &Extensions) -> Result<(), Status> {

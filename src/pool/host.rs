@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::claims::Claims;
 use super::guards::Guards;
+use super::news::News;
 use super::operations::{restore_grants, resume_all};
 use super::record::Record;
 use super::records::{Entry, RecordError, State};
@@ -22,6 +24,8 @@ pub struct Host {
     pools: RwLock<BTreeMap<PoolName, Pool>>,
     /// Names are guarded across stores: two calls never make one name in two pools.
     pub(super) names: Guards<Key>,
+    /// Who may make a volume of which name here, of those who asked.
+    pub(super) claims: Claims,
 }
 
 /// A pool and what became of it on this host.
@@ -61,7 +65,17 @@ pub enum Unavailable {
 impl Host {
     /// The host of this name, with no pools yet. What is not in a store is kept below `data`.
     pub fn new(name: NodeName, data: PathBuf, tasks: Tasks) -> Host {
-        Host { around: Surroundings { host: name, data, tasks }, pools: RwLock::default(), names: Guards::default() }
+        Host {
+            around: Surroundings { host: name, data, tasks, news: News::default() },
+            pools: RwLock::default(),
+            names: Guards::default(),
+            claims: Claims::default(),
+        }
+    }
+
+    /// Who watches this host.
+    pub fn news(&self) -> &News {
+        &self.around.news
     }
 
     /// The machine's name.
@@ -90,6 +104,7 @@ impl Host {
             after.insert(spec.name.clone(), Pool { spec, store });
         }
         *self.write() = after;
+        self.news().pools_changed();
     }
 
     /// Tries again what could not be opened.
@@ -98,6 +113,7 @@ impl Host {
         for Pool { spec, store } in down {
             let store = self.open(&spec, store.err());
             self.write().insert(spec.name.clone(), Pool { spec, store });
+            self.news().pools_changed();
         }
     }
 
@@ -176,7 +192,7 @@ impl Host {
     /// The other pool that has something under this key.
     pub(super) fn other_pool_with(&self, key: &Key, but: &Store) -> Result<Option<PoolName>, RecordError> {
         for store in self.stores().into_iter().filter(|store| store.id != but.id) {
-            if store.records.get(key)?.is_some() {
+            if store.records.get(key)?.is_some_and(|entry| entry.state != State::Deleted) {
                 return Ok(Some(store.pool.clone()));
             }
         }

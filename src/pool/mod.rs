@@ -3,9 +3,11 @@
 //! alone; what is in an opened one it copies, zeroes and formats with [`crate::machine`].
 
 pub mod capacity;
+pub mod claims;
 pub mod guards;
 pub mod host;
 pub mod jobs;
+pub mod news;
 pub mod operations;
 pub mod record;
 pub mod records;

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::request::{Modifiable, Source};
-use crate::domain::{AccessMode, Allocation, Content, Id, Key, NodeId, Wipe};
+use crate::domain::{AccessMode, Allocation, Content, Id, Key, NodeId, NodeName, Wipe};
 
 /// The newest format that this version writes. A record of a newer one is never rewritten.
 pub const FORMAT: u32 = 1;
@@ -62,6 +62,12 @@ pub struct Volume {
     pub generation: u64,
     /// Who may use it now.
     pub grants: Vec<Grant>,
+    /// The host that made it, which may not be the one that has its disk now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_on: Option<NodeName>,
+    /// Hosts that could not be asked for the name when it was made, and were not asked since: each may have one too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<NodeName>,
 }
 
 /// Where a volume's bytes came from.
@@ -151,6 +157,15 @@ impl Record {
         }
     }
 
+    /// The same record with the volume's part changed; one of a snapshot stays as it is.
+    pub fn with_volume(&self, change: impl FnOnce(&mut Volume)) -> Record {
+        let mut record = self.clone();
+        if let Role::Volume(volume) = &mut record.role {
+            change(volume);
+        }
+        record
+    }
+
     /// The volume's part, if it is one.
     pub fn volume(&self) -> Option<&Volume> {
         match &self.role {
@@ -159,8 +174,13 @@ impl Record {
         }
     }
 
+    /// Hosts that could not be asked for the name when it was made, and were not asked since.
+    pub fn passed_over(&self) -> &[NodeName] {
+        self.volume().map_or(&[], |volume| &volume.passed_over)
+    }
+
     /// The grant of the node with this name.
-    pub fn grant_of(&self, node: &crate::domain::NodeName) -> Option<&Grant> {
+    pub fn grant_of(&self, node: &NodeName) -> Option<&Grant> {
         self.volume()?.grants.iter().find(|grant| grant.node.name == *node)
     }
 }

@@ -1,9 +1,10 @@
 //! The records of one store: a directory of small files, one format, one implementation for all media.
 //!
-//! A file's name is the key and the state (`v-….making`, `.ready`, `.removing`), so that a change of state is a rename,
-//! which needs next to no space; where there is none at all, a ballast lends it. Every change is on the disk before the call returns: temporary name, fsync, rename, fsync of
-//! the directory. What is in memory is what is on the disk: a store is locked against a second daemon, and whoever
-//! changes a record holds its key's guard, so no lock is held while the disk works.
+//! A file's name is the key and the state (`v-….making`, `.ready`, `.removing`, `.deleted`), so that a change of state is a
+//! rename, which needs next to no space; where there is none at all, a ballast lends it. Every change is on the disk before
+//! the call returns: temporary name, fsync, rename, fsync of the directory. What is in memory is what is on the disk: a
+//! store is locked against a second daemon, and whoever changes a record holds its key's guard, so no lock is held while
+//! the disk works. Whoever watches the store is told of each change once it is on the disk.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,17 +24,22 @@ pub enum State {
     Ready,
     /// It is being removed; it never comes back.
     Removing,
+    /// It exists no more. The record stays because of hosts that could not be asked for the name when it was made: one of
+    /// them may come back with a volume of that name, which nobody wants any more.
+    Deleted,
 }
 
 impl State {
     /// All there are, for tables.
-    pub const ALL: [State; 3] = [State::Making, State::Ready, State::Removing];
+    pub const ALL: [State; 4] = [State::Making, State::Ready, State::Removing, State::Deleted];
 
-    fn suffix(self) -> &'static str {
+    /// Its word: in the names of files, and in what hosts tell controllers.
+    pub fn as_str(self) -> &'static str {
         match self {
             State::Making => "making",
             State::Ready => "ready",
             State::Removing => "removing",
+            State::Deleted => "deleted",
         }
     }
 }
@@ -47,14 +53,29 @@ pub struct Entry {
     pub record: Arc<Record>,
 }
 
+impl Entry {
+    /// The bytes that it takes of what the pool may promise.
+    pub fn promised(&self) -> u64 {
+        if self.state == State::Deleted { 0 } else { self.record.promised() }
+    }
+
+    /// Whether its job still has to read what it names.
+    pub fn has_use_for_pieces(&self) -> bool {
+        matches!(self.state, State::Making | State::Ready)
+    }
+}
+
 /// The records of one store.
-#[derive(Debug)]
 pub struct Records {
     directory: PathBuf,
     ballast: Ballast,
     entries: RwLock<BTreeMap<Key, Entry>>,
     unreadable: BTreeMap<Key, String>,
+    on_change: OnChange,
 }
+
+/// What is called with a key whose record has changed.
+pub type OnChange = Box<dyn Fn(Key) + Send + Sync>;
 
 /// A record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +107,8 @@ pub enum RecordError {
 }
 
 impl Records {
-    /// Reads all records below this directory, which is made if it is not there.
-    pub fn open(directory: &Path, ballast: Ballast) -> Result<Records, RecordError> {
+    /// Reads all records below this directory, which is made if it is not there. Later changes are told to `on_change`.
+    pub fn open(directory: &Path, ballast: Ballast, on_change: OnChange) -> Result<Records, RecordError> {
         let read = |source| RecordError::Read { path: directory.to_owned(), source };
         std::fs::create_dir_all(directory).map_err(read)?;
         let mut entries = BTreeMap::new();
@@ -115,7 +136,8 @@ impl Records {
                 }
             }
         }
-        Ok(Records { directory: directory.to_owned(), ballast, entries: RwLock::new(entries), unreadable })
+        let directory = directory.to_owned();
+        Ok(Records { directory, ballast, entries: RwLock::new(entries), unreadable, on_change })
     }
 
     /// What is known under this key. A record that cannot be read is an error, never nothing.
@@ -154,6 +176,7 @@ impl Records {
             .lend(|| file::write_atomically(&self.directory, &file_name(key, state), &text))
             .map_err(|error| write_failed(key, std::io::Error::other(error)))?;
         self.write().insert(*key, Entry { state, record: Arc::new(record) });
+        (self.on_change)(*key);
         Ok(())
     }
 
@@ -166,6 +189,7 @@ impl Records {
                 .lend(|| file::rename_durably(&old, &new))
                 .map_err(|error| write_failed(key, std::io::Error::other(error)))?;
             self.write().insert(*key, Entry { state: to, record });
+            (self.on_change)(*key);
         }
         Ok(())
     }
@@ -176,6 +200,7 @@ impl Records {
         let _ = file::remove_durably(&self.directory.join(file_name(key, state)))
             .map_err(|error| write_failed(key, std::io::Error::other(error)))?;
         self.write().remove(key);
+        (self.on_change)(*key);
         Ok(())
     }
 
@@ -193,12 +218,12 @@ fn write_failed(key: &Key, source: std::io::Error) -> RecordError {
 }
 
 fn file_name(key: &Key, state: State) -> String {
-    format!("{key}.{}", state.suffix())
+    format!("{key}.{}", state.as_str())
 }
 
 fn parse_name(path: &Path) -> Option<(Key, State)> {
     let (key, suffix) = path.file_name()?.to_str()?.split_once('.')?;
-    let state = State::ALL.into_iter().find(|state| state.suffix() == suffix)?;
+    let state = State::ALL.into_iter().find(|state| state.as_str() == suffix)?;
     Some((Key::from_str(key).ok()?, state))
 }
 

@@ -44,6 +44,9 @@ pub fn decide(kind: Kind, state: Option<State>, job: bool, piece: Option<std::cm
         (Some(State::Making), Some(_)) if job => Act::Resume,
         (Some(State::Making), _) => Act::Discard,
         (Some(State::Removing), _) => Act::Remove,
+        (Some(State::Deleted), None) => Act::Nothing,
+        // it was removed before the record said so: somebody has put this one there
+        (Some(State::Deleted), Some(_)) => Act::KeepStray,
         // the job makes a missing piece anew: it was noted before the piece was made
         (Some(State::Ready), _) if job => Act::Resume,
         (Some(State::Ready), Some(Equal)) => Act::Nothing,
@@ -123,7 +126,7 @@ impl Store {
         self.records
             .all()
             .iter()
-            .any(|(_, entry)| entry.state != State::Removing && entry.record.job.as_ref().is_some_and(reads))
+            .any(|(_, entry)| entry.has_use_for_pieces() && entry.record.job.as_ref().is_some_and(reads))
     }
 }
 
@@ -151,6 +154,8 @@ mod tests {
             (Snapshot, Some(Ready), true, [Resume, Resume, Resume, Resume]),
             (Volume, Some(Removing), false, [Remove, Remove, Remove, Remove]),
             (Volume, Some(Removing), true, [Remove, Remove, Remove, Remove]),
+            (Volume, Some(Deleted), false, [Nothing, KeepStray, KeepStray, KeepStray]),
+            (Volume, Some(Deleted), true, [Nothing, KeepStray, KeepStray, KeepStray]),
         ] {
             for (piece, act) in [None, Some(Equal), Some(Greater), Some(Less)].into_iter().zip(pieces) {
                 assert_eq!(decide(kind, state, job, piece), act, "{kind:?} {state:?} job {job} piece {piece:?}");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::capacity::{Exceeded, Ledger, Limits, others};
 use super::guards::{Guard, Guards};
+use super::news::News;
 use super::record::FORMAT;
 use super::records::{Entry, RecordError, Records, State};
 use super::recovery::Found;
@@ -60,6 +61,8 @@ pub struct Surroundings {
     pub data: PathBuf,
     /// The work under way.
     pub tasks: Tasks,
+    /// Who is to be told of changes.
+    pub news: News,
 }
 
 /// A store cannot be opened or brought in order.
@@ -145,6 +148,7 @@ impl Store {
         let only_daemon = lock_store(&home)?;
         let id = identify(spec, medium.as_ref(), &around.data)?;
         let ballast = Ballast::new(&home, BALLAST);
+        let news = &around.news;
         let tool_locks = around.data.join("locks");
         std::fs::create_dir_all(&tool_locks).map_err(failed("making", &tool_locks))?;
         let store = Arc::new(Store {
@@ -152,7 +156,7 @@ impl Store {
             pool: spec.name.clone(),
             host: around.host.clone(),
             turns: Arc::new(tokio::sync::Semaphore::new(OPERATIONS_AT_A_TIME)),
-            records: Records::open(&home.join("records"), ballast.clone())?,
+            records: Records::open(&home.join("records"), ballast.clone(), news.of_store(id))?,
             ballast,
             medium,
             target,
@@ -169,7 +173,7 @@ impl Store {
         let found = store.recover(&busy)?;
         *store.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
         for (_, entry) in store.records.all() {
-            store.ledger.count(entry.record.promised());
+            store.ledger.count(entry.promised());
         }
         if let Err(error) = store.measure() {
             tracing::warn!(store = %store.id, error = %chain(&error), "measuring");
@@ -178,6 +182,11 @@ impl Store {
             store.wait_for_tool(key, lock)?;
         }
         Ok(store)
+    }
+
+    /// What is known of what is in it.
+    pub fn records(&self) -> &Records {
+        &self.records
     }
 
     /// The id of what this key names here.
@@ -250,7 +259,7 @@ impl Store {
     pub(super) fn is_copied_from(&self, key: &Key) -> bool {
         let mut is_read = false;
         self.records.walk_after(None, |_, entry| {
-            is_read = entry.state != State::Removing && entry.record.copied_from() == Some(*key);
+            is_read = entry.has_use_for_pieces() && entry.record.copied_from() == Some(*key);
             !is_read
         });
         is_read
@@ -327,9 +336,9 @@ impl Store {
     fn recover_after_tool(&self, key: &Key, lock: &Path) -> Result<(), StoreError> {
         let pieces = self.medium.pieces()?;
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.records.get(key)?.map_or(0, |entry| entry.record.promised());
+        let before = self.records.get(key)?.map_or(0, |entry| entry.promised());
         self.recover_key(key, pieces.iter().find(|piece| piece.key == *key), &mut found)?;
-        let after = self.records.get(key)?.map_or(0, |entry| entry.record.promised());
+        let after = self.records.get(key)?.map_or(0, |entry| entry.promised());
         self.ledger.release(before);
         self.ledger.count(after);
         std::fs::remove_file(lock).map_err(failed("removing", lock))

@@ -1,8 +1,9 @@
 //! CreateVolume: from zeros, from a snapshot, from another volume.
 
+use super::publish::change_volume;
 use super::{TearDownError, VolumeInfo, layout, run_job, tear_down};
 use crate::domain::error::chain;
-use crate::domain::request::{CreateAccess, CreateVolume, Source};
+use crate::domain::request::{Choice, CreateAccess, CreateVolume, Source};
 use crate::domain::size::{Impossible, Possible};
 use crate::domain::volume::Content;
 use crate::domain::{AccessMode, Clean, FsType, Id, Key, Kind, NodeName, PoolName, Uuid, Wipe};
@@ -28,6 +29,9 @@ pub enum CreateError {
     /// The pool or store cannot be reached.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+    /// Somebody else asked for the name since, or this host has started anew.
+    #[error("the name was asked for again meanwhile")]
+    Superseded,
     /// The pool cannot be used in this mode.
     #[error("pool {pool} is local: a volume of it can be used on one node at a time, and {mode:?} asks for more")]
     Mode {
@@ -136,12 +140,16 @@ pub enum CreateError {
     Random(#[source] std::io::Error),
 }
 
-/// Makes a volume, or finds the one that is there under this name.
-pub fn create(host: &Host, request: &CreateVolume) -> Result<VolumeInfo, CreateError> {
+/// Makes a volume, or finds the one that is there under this name. A host that is all there is needs no choice.
+pub fn create(host: &Host, request: &CreateVolume, choice: Option<&Choice>) -> Result<VolumeInfo, CreateError> {
     let store = host.store_of_pool(&request.parameters.pool)?;
     refuse_what_cannot_be(&store, request)?;
     let key = Key::of_name(Kind::Volume, &request.name);
     let _name = host.names.exclusive(&key)?;
+    if choice.is_some_and(|choice| !host.claims.is_newest(&key, &choice.claim)) {
+        return Err(CreateError::Superseded);
+    }
+    let passed_over = choice.map_or(&[][..], |choice| &choice.passed_over);
     if let Some(pool) = host.other_pool_with(&key, &store)? {
         return Err(CreateError::Exists { what: "pool", there: pool.to_string() });
     }
@@ -149,21 +157,52 @@ pub fn create(host: &Host, request: &CreateVolume) -> Result<VolumeInfo, CreateE
     match store.records.get(&key)? {
         Some(Entry { state: State::Ready, record }) => {
             compare(&record, request)?;
+            remember_passed_over(&store, &key, &record, passed_over)?;
             return Ok(VolumeInfo::of(&store, key, &record));
         }
         Some(Entry { state: State::Making, record }) if record.job.is_some() && compare(&record, request).is_ok() => {
             finish_or_undo(&store, &key, &guard)?;
+            if let Some(Entry { record, .. }) = store.records.get(&key)? {
+                remember_passed_over(&store, &key, &record, passed_over)?;
+            }
         }
         left_behind => {
-            if left_behind.is_some() {
-                let _ = tear_down(&store, &key)?;
+            if let Some(entry) = left_behind {
+                clear(&store, &key, entry.state)?;
             }
             let source = guard_source(host, &store, request)?;
-            make(&store, &key, &guard, request, source)?;
+            make(&store, &key, &guard, request, passed_over, source)?;
         }
     }
     let made = store.records.get(&key)?.ok_or(CreateError::Job(JobError::Stopped))?;
     Ok(VolumeInfo::of(&store, key, &made.record))
+}
+
+/// Makes room for a new volume of this name. What is remembered of a deleted one is not needed any more: whoever asks for
+/// the name now has asked all hosts anew, and names those that did not answer.
+fn clear(store: &Store, key: &Key, state: State) -> Result<(), CreateError> {
+    match state {
+        State::Deleted => store.records.remove(key)?,
+        State::Making | State::Ready | State::Removing => {
+            let _ = tear_down(store, key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes hosts that could not be asked this time. The volume is about to be answered, so it stays, whatever they have.
+fn remember_passed_over(
+    store: &Store,
+    key: &Key,
+    record: &Record,
+    passed_over: &[NodeName],
+) -> Result<(), RecordError> {
+    let new: Vec<&NodeName> = passed_over.iter().filter(|host| !record.passed_over().contains(host)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    step!("create.passed-over");
+    change_volume(store, key, record, |volume| volume.passed_over.extend(new.into_iter().cloned()))
 }
 
 /// Goes on with a volume whose job an earlier process left. The record alone says how.
@@ -254,10 +293,14 @@ fn make(
     key: &Key,
     guard: &Guard<Key>,
     request: &CreateVolume,
+    passed_over: &[NodeName],
     mut source: Option<GuardedSource>,
 ) -> Result<(), CreateError> {
     refuse_stray(store, key)?;
-    let record = plan(store, key, request, source.as_ref())?;
+    let mut record = plan(store, key, request, source.as_ref())?;
+    if let Role::Volume(volume) = &mut record.role {
+        volume.passed_over = passed_over.to_vec();
+    }
     let promise = store.promise(record.size).map_err(|error| refused(store, error))?;
     step!("create.record");
     store.records.put(key, State::Making, record.clone())?;
@@ -323,6 +366,8 @@ fn plan(
             read_ahead_kib: request.parameters.modifiable.read_ahead_kib,
             generation: 0,
             grants: Vec::new(),
+            made_on: Some(store.host.clone()),
+            passed_over: Vec::new(),
         }),
     })
 }

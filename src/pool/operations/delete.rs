@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::time::Duration;
 
-use super::{TearDownError, run_job, tear_down};
+use super::{Afterwards, TearDownError, remove, run_job, tear_down};
 use crate::domain::{Id, Key, Outcome, Wipe};
 use crate::machine::file::{self, FileError};
 use crate::medium::MediumError;
@@ -62,7 +62,7 @@ pub fn delete(host: &Host, id: Id) -> Result<Outcome<()>, DeleteError> {
     }
     let _guard = store.guards.exclusive_after_stop(&id.key, PATIENCE_WITH_JOBS)?;
     match store.records.get(&id.key)? {
-        None => Ok(Outcome::Found(())),
+        None | Some(Entry { state: State::Deleted, .. }) => Ok(Outcome::Found(())),
         Some(Entry { state: State::Ready, record }) => {
             if store.is_copied_from(&id.key) {
                 return Err(Busy.into());
@@ -125,7 +125,7 @@ fn wipe_and_remove(store: &Store, key: &Key, record: &Record) -> Result<Outcome<
             discard(store, key)?;
         }
     }
-    Ok(tear_down(store, key)?)
+    Ok(remove(store, key, Afterwards::Remember)?)
 }
 
 /// Gives the piece's space back to what is below, which may forget the bytes; nothing relies on that.

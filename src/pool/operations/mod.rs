@@ -4,9 +4,12 @@
 mod create;
 mod delete;
 mod expand;
+mod find;
 mod list;
 mod modify;
 mod publish;
+mod read;
+mod settle;
 mod snapshot;
 
 use std::sync::Arc;
@@ -14,9 +17,12 @@ use std::sync::Arc;
 pub use create::{CreateError, create};
 pub use delete::{DeleteError, delete};
 pub use expand::{ExpandError, Expanded, expand};
+pub use find::{FindError, Findings, Found, find};
 pub use list::{ListedSnapshot, ListedVolume, MOST, Page, Pages, snapshots, volumes};
 pub use modify::{ModifyError, modify};
 pub use publish::{PublishError, UnpublishError, publish, restore_grants, unpublish};
+pub use read::{ReadError, with_quiet_bytes};
+pub use settle::{SettleError, Settlement, settle};
 pub use snapshot::{SnapshotError, info as snapshot_info, snapshot};
 
 use super::jobs::run as run_job;
@@ -90,8 +96,21 @@ pub enum TearDownError {
     Record(#[from] RecordError),
 }
 
+/// What becomes of the record of something that is removed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    /// It goes too.
+    Forget,
+    /// It stays as [`State::Deleted`] if there are hosts that may have a volume of the same name.
+    Remember,
+}
+
 /// Removes a volume or snapshot for good, from any state. The caller holds its guard.
 fn tear_down(store: &Store, key: &Key) -> Result<Outcome<()>, TearDownError> {
+    remove(store, key, Afterwards::Forget)
+}
+
+fn remove(store: &Store, key: &Key, afterwards: Afterwards) -> Result<Outcome<()>, TearDownError> {
     let Some(entry) = store.records.get(key)? else { return Ok(Outcome::Found(())) };
     step!("remove.mark");
     store.records.turn(key, State::Removing)?;
@@ -101,8 +120,12 @@ fn tear_down(store: &Store, key: &Key) -> Result<Outcome<()>, TearDownError> {
     store.medium.close(key)?;
     let _ = store.medium.remove(key)?;
     step!("remove.record");
-    store.records.remove(key)?;
-    store.ledger.release(entry.record.promised());
+    if afterwards == Afterwards::Remember && !entry.record.passed_over().is_empty() {
+        store.records.turn(key, State::Deleted)?;
+    } else {
+        store.records.remove(key)?;
+    }
+    store.ledger.release(entry.promised());
     step!("remove.done");
     Ok(Outcome::Made(()))
 }

@@ -6,7 +6,7 @@ use crate::domain::{AccessMode, Allocation, Bytes, Content, Id, Key, NodeName, P
 use crate::medium::MediumError;
 use crate::pool::guards::Busy;
 use crate::pool::host::{Host, Unavailable};
-use crate::pool::record::{Grant, Record, Role, Volume};
+use crate::pool::record::{Grant, Record, Volume};
 use crate::pool::records::{Entry, RecordError, State};
 use crate::pool::store::Store;
 use crate::share::{Enforced, TargetError, Terms, Ticket, Withdrawn};
@@ -278,9 +278,5 @@ pub(super) fn change_volume(
     record: &Record,
     change: impl FnOnce(&mut Volume),
 ) -> Result<(), RecordError> {
-    let mut record = record.clone();
-    if let Role::Volume(volume) = &mut record.role {
-        change(volume);
-    }
-    store.records.put(key, State::Ready, record)
+    store.records.put(key, State::Ready, record.with_volume(change))
 }

@@ -1,0 +1,55 @@
+//! The services that servers have, with their limits on messages.
+
+use std::sync::Arc;
+
+use tonic::service::{Routes, RoutesBuilder};
+
+use cistern::config::PoolFiles;
+use cistern::csi::{self, Controller, Identity, NodeService};
+use cistern::node::Node;
+use cistern::peer::{self, HostService};
+use cistern::pool::Host;
+use cistern::pool::tasks::Tasks;
+use cistern::proto::csi::v1::controller_server::ControllerServer;
+use cistern::proto::csi::v1::identity_server::IdentityServer;
+use cistern::proto::csi::v1::node_server::NodeServer;
+use cistern::proto::internal::host_server::HostServer;
+
+/// The services of one door, added one by one.
+#[derive(Default)]
+pub struct Services(RoutesBuilder);
+
+impl Services {
+    /// CSI Identity.
+    pub fn identity(mut self, driver_name: &str) -> Services {
+        let service = IdentityServer::new(Identity { driver_name: driver_name.to_owned() });
+        self.0.add_service(service.max_decoding_message_size(csi::LARGEST_MESSAGE));
+        self
+    }
+
+    /// CSI Controller of a host; `chosen` where it is one of many.
+    pub fn controller(mut self, host: &Arc<Host>, tasks: &Tasks, chosen: bool) -> Services {
+        let service = ControllerServer::new(Controller { host: Arc::clone(host), tasks: tasks.clone(), chosen });
+        self.0.add_service(service.max_decoding_message_size(csi::LARGEST_MESSAGE));
+        self
+    }
+
+    /// CSI Node.
+    pub fn node(mut self, node: Node, tasks: &Tasks) -> Services {
+        let service = NodeServer::new(NodeService::new(Arc::new(node), tasks.clone()));
+        self.0.add_service(service.max_decoding_message_size(csi::LARGEST_MESSAGE));
+        self
+    }
+
+    /// The internal service of a host.
+    pub fn host(mut self, host: &Arc<Host>, tasks: &Tasks, files: PoolFiles, data: &std::path::Path) -> Services {
+        let service = HostService { host: Arc::clone(host), tasks: tasks.clone(), files, data: data.to_owned() };
+        self.0.add_service(HostServer::new(service).max_decoding_message_size(peer::LARGEST_MESSAGE));
+        self
+    }
+
+    /// All of them.
+    pub fn routes(self) -> Routes {
+        self.0.routes()
+    }
+}
