@@ -18,8 +18,11 @@ demo: ## see it work, on this machine
 test: setup ## everything that CI runs; closes with "N passed, N failed"
 	tests/run
 
-lint unit sanity local lab: setup ## one layer of it
+lint unit sanity local: setup ## one layer of it (the layer lab: tests/run lab)
 	tests/run $@
+
+lab: setup ## two hosts with disks of their own to play with, and how to go on
+	tests/lab/lab play
 
 setup: ## install and build what the tests need (Debian or Ubuntu, as root)
 	tests/setup

@@ -13,6 +13,8 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use super::lab::Host;
+
 /// How long a call may take: that of the sidecars is 10 to 15 seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -20,6 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Csi {
     runtime: Runtime,
     channel: Channel,
+    /// Where the server is, if not on this machine: kubelet's directories are made there.
+    host: Option<Host>,
 }
 
 /// What a test wants of a volume, and where it is used.
@@ -118,11 +122,24 @@ impl Csi {
     pub fn try_connect(socket: &Path) -> Option<Csi> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let channel = runtime.block_on(cistern::peer::channel(socket)).ok()?;
-        let client = Csi { runtime, channel };
+        let client = Csi { runtime, channel, host: None };
         let probed = client
             .runtime
             .block_on(async { IdentityClient::new(client.channel.clone()).probe(request(csi::ProbeRequest {})).await });
         probed.ok().map(|_| client)
+    }
+
+    /// The same for a server in a host of a lab.
+    pub fn far(self, host: Host) -> Csi {
+        Csi { host: Some(host), ..self }
+    }
+
+    /// Makes a directory as kubelet does, where the server is.
+    fn make_directory(&self, path: &Path) {
+        match &self.host {
+            None => std::fs::create_dir_all(path).unwrap(),
+            Some(host) => drop(host.run(&["mkdir", "-p", &text(path)])),
+        }
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
@@ -186,7 +203,7 @@ impl Csi {
     }
 
     pub fn stage(&self, volume: &Volume, staging: &Path) -> Result<(), Status> {
-        std::fs::create_dir_all(staging).unwrap();
+        self.make_directory(staging);
         let asked = csi::NodeStageVolumeRequest {
             volume_id: volume.id.clone(),
             publish_context: volume.context.clone(),
@@ -204,7 +221,7 @@ impl Csi {
     }
 
     pub fn publish(&self, volume: &Volume, staging: &Path, target: &Path, readonly: bool) -> Result<(), Status> {
-        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        self.make_directory(target.parent().unwrap());
         let asked = csi::NodePublishVolumeRequest {
             volume_id: volume.id.clone(),
             publish_context: volume.context.clone(),

@@ -23,15 +23,39 @@ pub struct Inventory {
     pub all_mounts: Vec<PathBuf>,
 }
 
+/// Shows what there is: mountinfo (proc_pid_mountinfo(5)), losetup's list, the files of pools and data directories below
+/// the place, with a line of dashes between. A shell, so that it is the same on this machine and in a host of a lab.
+pub const LOOK: &str = r#"
+cat /proc/self/mountinfo
+echo ---
+losetup --list --noheadings --raw --output NAME,AUTOCLEAR,BACK-FILE
+echo ---
+for pool in disk/pool disk/pool/pool data/default data/default/pool; do
+    for part in images records; do
+        ! cd "$1/$pool/$part" 2>/dev/null || find "$PWD" -mindepth 1 -maxdepth 1
+    done
+done
+echo ---
+for part in data/stage data/locks; do
+    ! cd "$1/$part" 2>/dev/null || find "$PWD" -mindepth 1 -maxdepth 1
+done
+"#;
+
 impl Inventory {
     /// Looks at everything below `root`.
     pub fn take(root: &Path) -> Inventory {
-        let all_mounts = mounts_below(root);
-        let loops = loops_below(root);
+        Inventory::parse(root, &run(&["sh", "-c", LOOK, "look", root.to_str().unwrap()]))
+    }
+
+    /// Understands what [`LOOK`] shows of everything below `root`.
+    pub fn parse(root: &Path, shown: &str) -> Inventory {
+        let parts: Vec<&str> = shown.split("---\n").collect();
+        let all_mounts = mounts_below(root, parts[0]);
+        let loops = loops_below(root, parts[1]);
         let is_own = |path: &Path| path.ends_with("disk.img") || path.ends_with("pool.xfs");
         Inventory {
-            files: ["images", "records"].iter().flat_map(|part| files_in_pools(root, part)).collect(),
-            notes: ["data/stage", "data/locks"].iter().flat_map(|part| files_in(&root.join(part))).collect(),
+            files: files(parts[2]),
+            notes: files(parts[3]),
             loops: loops.iter().filter(|found| !is_own(&found.file)).map(|found| found.device.clone()).collect(),
             mounts: all_mounts
                 .iter()
@@ -58,9 +82,8 @@ impl Inventory {
     }
 }
 
-/// Mount points below, from mountinfo (proc_pid_mountinfo(5), the fifth field).
-fn mounts_below(root: &Path) -> Vec<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+/// Mount points below: mountinfo's fifth field.
+fn mounts_below(root: &Path, table: &str) -> Vec<PathBuf> {
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| point.replace("\\040", " "));
     points.map(PathBuf::from).filter(|point| point.starts_with(root)).collect()
 }
@@ -72,9 +95,8 @@ struct Loop {
     goes_by_itself: bool,
 }
 
-/// Loop devices over files below, by losetup.
-fn loops_below(root: &Path) -> Vec<Loop> {
-    let listed = run(&["losetup", "--list", "--noheadings", "--raw", "--output", "NAME,AUTOCLEAR,BACK-FILE"]);
+/// Loop devices over files below.
+fn loops_below(root: &Path, listed: &str) -> Vec<Loop> {
     let parse = |line: &str| {
         let mut words = line.splitn(3, ' ');
         let (device, auto_clear, file) = (words.next()?, words.next()?, words.next()?);
@@ -85,20 +107,8 @@ fn loops_below(root: &Path) -> Vec<Loop> {
     listed.lines().filter_map(parse).collect()
 }
 
-/// Files in the folders of this name of every pool below.
-fn files_in_pools(root: &Path, folder: &str) -> Vec<PathBuf> {
-    let pools = [
-        root.join("disk/pool"),
-        root.join("disk/pool/pool"),
-        root.join("data/default"),
-        root.join("data/default/pool"),
-    ];
-    pools.iter().flat_map(|pool| files_in(&pool.join(folder))).collect()
-}
-
-fn files_in(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+fn files(listed: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = listed.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect();
     files.sort();
     files
 }

@@ -4,12 +4,14 @@
 
 pub mod client;
 pub mod inventory;
+pub mod lab;
 pub mod place;
 pub mod rights;
 pub mod server;
 
 pub use client::{Csi, Volume};
 pub use inventory::Inventory;
+pub use lab::{Host, Lab};
 pub use place::{Place, run};
 pub use rights::may_grow_ext4;
 pub use server::Server;

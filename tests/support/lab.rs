@@ -1,0 +1,396 @@
+//! A lab of a test's own: hosts with kernels, disks and power of their own, driven from this machine (tests/lab/README.md).
+//!
+//! The lab goes with the test, however that ends: a keeper outlives it by as long as it takes to clear up.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::inventory::{Inventory, LOOK};
+use super::{Csi, eventually};
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+/// Waits until nobody holds its stdin any more, then ends what runs in the lab, and the lab.
+const KEEPER: &str = r#"
+cat
+for process in $(ip netns pids "$LAB_NAME"); do kill -KILL "$process"; done
+while [ -n "$(ip netns pids "$LAB_NAME")" ]; do sleep 0.02; done
+"$1" down
+rm -rf "$2"
+"#;
+
+/// Hosts on a network of their own, which end with this value.
+pub struct Lab {
+    // the connections end before their hosts
+    hosts: Vec<Host>,
+    keeper: Keeper,
+    site: Arc<Site>,
+}
+
+/// What a lab's hosts have in common.
+struct Site {
+    /// The lab's name, which is that of its network namespace.
+    name: String,
+    net: String,
+    /// Sockets, logs and ssh's configuration; on this machine, and below /host in a host.
+    directory: PathBuf,
+}
+
+/// Sees to it that the lab ends.
+struct Keeper(Child);
+
+/// A host of a lab. A copy of it is the same host.
+#[derive(Clone)]
+pub struct Host {
+    name: String,
+    address: String,
+    site: Arc<Site>,
+    connection: Arc<Mutex<Option<Connection>>>,
+}
+
+/// The one ssh connection that all commands of a host share; it ends with its stdin.
+struct Connection {
+    ssh: Child,
+    _stdin: ChildStdin,
+    /// Sockets that lead through it.
+    ways: HashSet<PathBuf>,
+}
+
+impl Lab {
+    /// Boots these hosts, each with disks of these sizes (`"4G,1G"`: /dev/ubdb and /dev/ubdc).
+    pub fn up(hosts: &[(&str, &str)]) -> Lab {
+        let (process, number) = (std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let name = format!("cistern-test-{process}-{number}");
+        let directory = std::env::temp_dir().join(&name);
+        fs::create_dir_all(&directory).unwrap();
+        // labs do not see each other, but what a person sees of them should differ
+        let net = format!("10.{}.{}", 100 + process % 100, number % 256);
+        let site = Arc::new(Site { name, net, directory: directory.canonicalize().unwrap() });
+        let mut lab = Lab { keeper: Keeper::start(&site), hosts: Vec::new(), site };
+        let specs: Vec<String> = hosts.iter().map(|(name, disks)| format!("{name}={disks}")).collect();
+        lab.site.lab(&[&["up"], &*specs.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+        fs::write(lab.site.ssh_config(), lab.site.lab(&["ssh-config"])).unwrap();
+        lab.hosts = lab.site.lab(&["ls"]).lines().map(|line| Host::connect(line, &lab.site)).collect();
+        lab
+    }
+
+    /// The host of this name.
+    pub fn host(&self, name: &str) -> Host {
+        let found = self.hosts.iter().find(|host| host.name == name);
+        found.unwrap_or_else(|| panic!("the lab has no host {name}")).clone()
+    }
+
+    /// Its name, which is that of its network namespace.
+    pub fn name(&self) -> &str {
+        &self.site.name
+    }
+
+    /// Where it keeps sockets and logs on this machine.
+    pub fn directory(&self) -> &Path {
+        &self.site.directory
+    }
+
+    /// A program of this machine that runs on the lab's network, where this machine is [`Lab::gateway`].
+    pub fn enter(&self, program: &str) -> Command {
+        self.site.enter(program)
+    }
+
+    /// This machine's address on the lab's network.
+    pub fn gateway(&self) -> String {
+        format!("{}.1", self.site.net)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in &self.hosts {
+                eprintln!("the end of cistern's log in {}:\n{}", host.name, tail(&host.log(), 60));
+            }
+        }
+        for host in &self.hosts {
+            host.disconnect();
+        }
+        drop(self.keeper.0.stdin.take());
+        let _ = self.keeper.0.wait();
+    }
+}
+
+impl Keeper {
+    fn start(site: &Site) -> Keeper {
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "keeper", Site::LAB]).arg(&site.directory).envs(site.variables());
+        keeper.stdin(Stdio::piped()).stdout(Stdio::null());
+        // whoever ends the test's group does not end the keeper
+        std::os::unix::process::CommandExt::process_group(&mut keeper, 0);
+        Keeper(keeper.spawn().unwrap())
+    }
+}
+
+impl Site {
+    const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/lab");
+
+    fn variables(&self) -> [(&str, &str); 2] {
+        [("LAB_NAME", &self.name), ("LAB_NET", &self.net)]
+    }
+
+    /// A command of tests/lab/lab, which must succeed; answers what it printed.
+    fn lab(&self, arguments: &[&str]) -> String {
+        let done = Command::new(Self::LAB).args(arguments).envs(self.variables()).output().unwrap();
+        succeeded(&format!("lab {arguments:?}"), done)
+    }
+
+    fn enter(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
+    fn ssh_config(&self) -> PathBuf {
+        self.directory.join("ssh_config")
+    }
+}
+
+impl Host {
+    /// `line` is one of `lab ls`: name, address and state.
+    fn connect(line: &str, site: &Arc<Site>) -> Host {
+        let mut words = line.split(' ');
+        let (name, address) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
+        let host = Host { name, address, site: Arc::clone(site), connection: Arc::default() };
+        host.reconnect();
+        host
+    }
+
+    fn ssh(&self) -> Command {
+        let mut ssh = self.site.enter("ssh");
+        ssh.arg("-F").arg(self.site.ssh_config()).arg("-S").arg(self.site.directory.join(format!("{}.ssh", self.name)));
+        ssh
+    }
+
+    fn reconnect(&self) {
+        let mut ssh = self.ssh();
+        let mut ssh = ssh
+            .args(["-o", "StreamLocalBindUnlink=yes", "-M", &self.name, "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stdin = ssh.stdin.take().unwrap();
+        *self.connection() = Some(Connection { ssh, _stdin: stdin, ways: HashSet::new() });
+        eventually("ssh's connection is there", || {
+            let asked = self.ssh().args(["-O", "check", &self.name]).output().unwrap();
+            asked.status.success().then_some(())
+        });
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disconnect(&self) {
+        if let Some(mut connection) = self.connection().take() {
+            // asked, not killed: it takes its sockets along
+            let _ = self.ssh().args(["-O", "exit", &self.name]).output();
+            let _ = connection.ssh.kill();
+            let _ = connection.ssh.wait();
+        }
+    }
+
+    /// Its address on the lab's network.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the host sees a file of this machine.
+    pub fn path_of(&self, here: impl AsRef<Path>) -> PathBuf {
+        Path::new("/host").join(here.as_ref().strip_prefix("/").unwrap())
+    }
+
+    // --- commands
+
+    /// Runs a program that must succeed; answers what it printed.
+    pub fn run(&self, argv: &[&str]) -> String {
+        succeeded(&format!("{}: {argv:?}", self.name), self.try_run(argv))
+    }
+
+    /// Runs a program; answers how it ended.
+    pub fn try_run(&self, argv: &[&str]) -> Output {
+        self.command(argv).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs a shell script that must succeed, and stops where it does not.
+    pub fn sh(&self, script: &str) -> String {
+        self.run(&["sh", "-euc", script])
+    }
+
+    fn command(&self, argv: &[&str]) -> Command {
+        let mut ssh = self.ssh();
+        // the host's shell takes it apart
+        ssh.arg(&self.name).arg(argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        ssh
+    }
+
+    // --- power and cable
+
+    /// The power fails: what the host had not written to its disks is lost.
+    pub fn kill(&self) {
+        self.site.lab(&["kill", &self.name]);
+        self.disconnect();
+    }
+
+    /// Boots again, with the same disks.
+    pub fn up(&self) {
+        self.site.lab(&["up", &self.name]);
+        self.reconnect();
+    }
+
+    /// Takes its network cable out: it hears nothing, and is not heard.
+    pub fn cut(&self) {
+        self.site.lab(&["cut", &self.name]);
+    }
+
+    /// Puts the cable back.
+    pub fn mend(&self) {
+        self.site.lab(&["mend", &self.name]);
+    }
+
+    /// What its kernel said, over all its boots.
+    pub fn console(&self) -> String {
+        self.site.lab(&["console", &self.name])
+    }
+
+    // --- files
+
+    /// Writes the bytes into a file or device, and brings them to the disk.
+    pub fn write(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) {
+        let (to, seek) = (format!("of={}", path.as_ref().display()), format!("seek={offset}"));
+        let argv =
+            ["dd", "status=none", "bs=1M", "iflag=fullblock", "oflag=seek_bytes", "conv=notrunc,fsync", &to, &seek];
+        let mut dd = self.command(&argv).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let dd = dd.as_mut().unwrap();
+        // one that has ended already says why below
+        let _ = dd.stdin.take().unwrap().write_all(bytes);
+        let mut error = String::new();
+        std::io::Read::read_to_string(dd.stderr.as_mut().unwrap(), &mut error).unwrap();
+        assert!(dd.wait().unwrap().success(), "{}: {argv:?}: {error}", self.name);
+    }
+
+    /// Reads so many bytes of a file or device, or as many as there are.
+    pub fn read(&self, path: impl AsRef<Path>, offset: u64, length: usize) -> Vec<u8> {
+        let (from, skip) = (format!("if={}", path.as_ref().display()), format!("skip={offset}"));
+        let count = format!("count={length}");
+        let argv = ["dd", "status=none", "bs=1M", "iflag=fullblock,skip_bytes,count_bytes", &from, &skip, &count];
+        let done = self.try_run(&argv);
+        assert!(done.status.success(), "{}: {argv:?}: {}", self.name, String::from_utf8_lossy(&done.stderr));
+        done.stdout
+    }
+
+    /// A whole file of the host.
+    pub fn pull(&self, path: impl AsRef<Path>) -> Vec<u8> {
+        let path = path.as_ref().to_str().unwrap();
+        let done = self.try_run(&["cat", path]);
+        assert!(done.status.success(), "{}: {path}: {}", self.name, String::from_utf8_lossy(&done.stderr));
+        done.stdout
+    }
+
+    /// All that is below a path and can be left over, seen by the host's own tools.
+    pub fn inventory(&self, root: impl AsRef<Path>) -> Inventory {
+        let root = root.as_ref();
+        Inventory::parse(root, &self.run(&["sh", "-c", LOOK, "look", root.to_str().unwrap()]))
+    }
+
+    // --- cistern
+
+    /// Starts the tests' own cistern as a unit of the host's systemd, with these arguments and variables.
+    pub fn start_cistern(&self, arguments: &[&str], variables: &[(&str, &str)]) {
+        let program = self.path_of(env!("CARGO_BIN_EXE_cistern"));
+        // not on the host's disk, so that a power cut does not cost it
+        let log = format!("append:{}", self.path_of(self.log_file()).display());
+        let properties =
+            ["Type=exec", "KillMode=process", &format!("StandardOutput={log}"), &format!("StandardError={log}")]
+                .map(|property| format!("--property={property}"));
+        let variables: Vec<String> = variables.iter().map(|(name, value)| format!("--setenv={name}={value}")).collect();
+        let mut argv = vec!["systemd-run", "--quiet", "--collect", "--unit=cistern"];
+        argv.extend(properties.iter().chain(&variables).map(String::as_str));
+        argv.push(program.to_str().unwrap());
+        argv.extend(arguments);
+        self.run(&argv);
+    }
+
+    /// SIGTERM to cistern, and its end.
+    pub fn stop_cistern(&self) {
+        self.run(&["systemctl", "stop", "cistern"]);
+    }
+
+    /// SIGKILL to cistern alone, and its end.
+    pub fn kill_cistern(&self) {
+        self.run(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "cistern"]);
+        eventually("cistern has ended", || (!self.runs_cistern()).then_some(()));
+    }
+
+    /// Whether cistern runs.
+    pub fn runs_cistern(&self) -> bool {
+        self.try_run(&["systemctl", "is-active", "--quiet", "cistern"]).status.success()
+    }
+
+    /// What cistern logged in this host, over all its boots.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.site.directory.join(format!("{}.log", self.name))
+    }
+
+    /// A socket of this machine that leads to one in the host, until the host's power fails: then it is to be asked for
+    /// again.
+    pub fn socket(&self, there: &str) -> PathBuf {
+        let name = there.trim_start_matches('/').replace('/', "-");
+        let here = self.site.directory.join(format!("{}.{name}", self.name));
+        let way = format!("{}:{there}", here.display());
+        let mut connection = self.connection();
+        let connection = connection.as_mut().expect("the host is up");
+        if connection.ways.insert(here.clone()) {
+            let forward = ["-O", "forward", "-L", &way, &self.name];
+            succeeded(&format!("ssh -L {way}"), self.ssh().args(forward).output().unwrap());
+        }
+        here
+    }
+
+    /// A client of the server on this socket in the host, once it answers.
+    pub fn client(&self, socket: &str) -> Csi {
+        let here = self.socket(socket);
+        let csi = eventually("cistern answers in the host", || {
+            assert!(self.runs_cistern(), "cistern has ended in {}:\n{}", self.name, tail(&self.log(), 40));
+            Csi::try_connect(&here)
+        });
+        csi.far(self.clone())
+    }
+}
+
+/// The last lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+fn succeeded(what: &str, done: Output) -> String {
+    let (said, error) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{what}: {}\n{said}{error}", done.status);
+    said.into_owned()
+}
+
+/// A word as a shell takes it: whole.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
