@@ -11,4 +11,5 @@ pub mod node;
 pub mod peer;
 pub mod pool;
 pub mod proto;
+pub mod route;
 pub mod share;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Module, and what it may use besides itself and `domain`. Only the program's own files may use all.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("config", &[]),
     ("machine", &[]),
@@ -18,6 +18,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("csi", &["node", "pool", "share", "proto"]),
     ("peer", &["config", "csi", "machine", "pool", "proto"]),
     ("proto", &[]),
+    ("route", &["config", "csi", "peer", "proto"]),
 ];
 
 fn source(below: &str) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The commands, their flags and help.
 
+mod controller;
 mod doctor;
 mod host;
 mod people;
@@ -19,7 +20,8 @@ use cistern::domain::error::chain;
 /// Storage pools for virtual machines on Kubernetes: a CSI driver.
 ///
 /// `cistern serve` is everything on one machine: it makes volumes in the pools of pools.yaml, or in one pool of its own,
-/// and serves CSI on a unix socket. The other commands ask a server that runs on this machine.
+/// and serves CSI on a unix socket. In a fleet, `host` and `node` are its two halves on each machine, and `controller` routes
+/// to the hosts. The other commands ask a server that runs on this machine.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 struct Cli {
@@ -35,12 +37,14 @@ enum Command {
     Host(host::HostArgs),
     /// Serve CSI Node to kubelet, and this machine's stores to controllers if it has any
     Node(host::NodeArgs),
+    /// Route CSI (Identity and Controller) to the hosts of a fleet
+    Controller(controller::ControllerArgs),
     /// Show pools
     #[command(subcommand)]
     Pool(PoolCommand),
-    /// Show volumes
+    /// Show volumes, and choose between two of one name
     #[command(subcommand)]
-    Volume(ListCommand),
+    Volume(VolumeCommand),
     /// Show snapshots
     #[command(subcommand)]
     Snapshot(ListCommand),
@@ -57,6 +61,19 @@ enum Command {
 enum PoolCommand {
     /// List the pools with their stores, sizes and troubles
     Ls(PeopleArgs),
+}
+
+#[derive(Subcommand)]
+enum VolumeCommand {
+    /// List them all
+    Ls(PeopleArgs),
+    /// Of several volumes of one name keep this one; the others are removed, unless a node has or had them
+    Keep {
+        /// The id of the one that stays
+        id: String,
+        #[command(flatten)]
+        people: PeopleArgs,
+    },
 }
 
 #[derive(Subcommand)]
@@ -95,8 +112,10 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::main(&args),
         Command::Host(args) => host::host(&args),
         Command::Node(args) => host::node(&args),
+        Command::Controller(args) => controller::main(&args),
         Command::Pool(PoolCommand::Ls(args)) => people::pools(&args),
-        Command::Volume(ListCommand::Ls(args)) => people::volumes(&args),
+        Command::Volume(VolumeCommand::Ls(args)) => people::volumes(&args),
+        Command::Volume(VolumeCommand::Keep { id, people }) => people::keep(&people, id),
         Command::Snapshot(ListCommand::Ls(args)) => people::snapshots(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::Completions { shell } => {

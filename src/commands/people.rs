@@ -17,6 +17,13 @@ pub fn ask(args: &PeopleArgs, request: DescribeRequest) -> Result<DescribeRespon
     Ok(answer)
 }
 
+/// `cistern volume keep`
+pub fn keep(args: &PeopleArgs, id: String) -> Done {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { Client::connect(&args.endpoint).await?.keep(id).await })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// A list, as a table or as JSON.
 fn print<T: Serialize>(args: &PeopleArgs, header: &[&str], entries: &[T], row: impl Fn(&T) -> Vec<String>) -> Done {
     match args.output() {

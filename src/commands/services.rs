@@ -22,7 +22,7 @@ pub struct Services(RoutesBuilder);
 impl Services {
     /// CSI Identity.
     pub fn identity(mut self, driver_name: &str) -> Services {
-        let service = IdentityServer::new(Identity { driver_name: driver_name.to_owned() });
+        let service = IdentityServer::new(Identity { driver_name: driver_name.to_owned(), ready: None });
         self.0.add_service(service.max_decoding_message_size(csi::LARGEST_MESSAGE));
         self
     }

@@ -6,14 +6,14 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::parse::{self, PublishRequest, TOPOLOGY_KEY, invalid};
+use super::parse::{self, PublishRequest, TOPOLOGY_KEY, invalid, pages, unknown};
 use super::status::Coded;
 use super::{Telemetry, deadline, run};
 use crate::domain::request::{Access, Capability};
 use crate::domain::size::GRAIN;
 use crate::domain::volume::Content;
 use crate::domain::{Id, Kind, NodeName, StoreId};
-use crate::pool::operations::{self, MOST, Pages, SnapshotInfo, VolumeInfo};
+use crate::pool::operations::{self, SnapshotInfo, VolumeInfo};
 use crate::pool::record::{Origin, Record, Timestamp};
 use crate::pool::tasks::Tasks;
 use crate::pool::{Host, Unavailable};
@@ -215,24 +215,14 @@ impl Controller {
     }
 
     fn capacity(&self, request: csi::GetCapacityRequest) -> Result<csi::GetCapacityResponse, Status> {
-        parse::map("parameters", &request.parameters)?;
-        let capabilities = request.volume_capabilities.into_iter().enumerate();
-        let capabilities: Vec<Capability> = capabilities
-            .map(|(at, one)| parse::capability(&format!("volume_capabilities[{at}]"), Some(one)))
-            .collect::<Result<_, _>>()?;
-        let elsewhere = request
-            .accessible_topology
-            .is_some_and(|topology| parse::host_of(&topology).is_none_or(|host| host != *self.host.name()));
-        let impossible = capabilities.iter().any(|capability| capability.mode.is_multi_node());
-        let stores = match request.parameters.is_empty() {
-            true => self.host.stores(),
-            false => {
-                let pool = parse::class_parameters(request.parameters)?.pool;
-                vec![self.host.store_of_pool(&pool).map_err(away)?]
-            }
+        let asked = parse::capacity(request)?;
+        let elsewhere = asked.host.is_some_and(|host| host.as_ref() != Some(self.host.name()));
+        let stores = match &asked.pool {
+            None => self.host.stores(),
+            Some(pool) => vec![self.host.store_of_pool(pool).map_err(away)?],
         };
         let (mut sum, mut largest) = (0_u64, 0_u64);
-        for store in stores.iter().filter(|_| !elsewhere && !impossible) {
+        for store in stores.iter().filter(|_| !elsewhere && !asked.is_impossible) {
             let available = store.available().map_err(|error| Status::internal(error.to_string()))?;
             sum = sum.saturating_add(available);
             largest = largest.max(available);
@@ -318,10 +308,6 @@ fn away(error: Unavailable) -> Status {
     super::status::away(&error)
 }
 
-fn unknown(what: &str, id: &str) -> Status {
-    Status::not_found(format!("the {what} {id:?} does not exist"))
-}
-
 /// Why a volume cannot be used so; `None` if it can.
 fn refusal(record: &Record, capability: &Capability) -> Option<String> {
     if capability.mode.is_multi_node() {
@@ -335,37 +321,41 @@ fn refusal(record: &Record, capability: &Capability) -> Option<String> {
     }
 }
 
-/// The part of a list that is wanted. A token is the id of the last entry before it.
-fn pages(max_entries: i32, starting_token: &str) -> Result<Pages, Status> {
-    let most = usize::try_from(max_entries).map_err(|_| invalid("max_entries", "is negative"))?;
-    let after = match starting_token {
-        "" => None,
-        token => {
-            Some(token.parse().map_err(|_| Status::aborted(format!("starting_token: {token:?} is none of ours")))?)
-        }
-    };
-    Ok(Pages { after, most: if most == 0 { MOST } else { most.min(MOST) } })
-}
-
 /// A size in CSI's own type. No store has 8 EiB.
 fn bytes(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
+/// What the controller can do, as it is answered.
+pub fn capabilities() -> csi::ControllerGetCapabilitiesResponse {
+    use csi::controller_service_capability::{Rpc as Wrapped, Type};
+    let capability =
+        |rpc: Rpc| csi::ControllerServiceCapability { r#type: Some(Type::Rpc(Wrapped { r#type: rpc.into() })) };
+    csi::ControllerGetCapabilitiesResponse { capabilities: CAPABILITIES.into_iter().map(capability).collect() }
+}
+
 fn volume(info: &VolumeInfo) -> csi::Volume {
+    let source = info.source.map(|source| match source {
+        Origin::Snapshot(id) | Origin::Volume(id) => id,
+    });
+    listed_volume(&info.id, info.size, source, &info.host)
+}
+
+/// A volume, as callers are told of it: on this host, and cut from this snapshot or volume.
+pub fn listed_volume(id: &Id, size: u64, source: Option<Id>, host: &NodeName) -> csi::Volume {
     use csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
-    let content_source = info.source.map(|source| csi::VolumeContentSource {
-        r#type: Some(match source {
-            Origin::Snapshot(id) => Type::Snapshot(SnapshotSource { snapshot_id: id.to_string() }),
-            Origin::Volume(id) => Type::Volume(VolumeSource { volume_id: id.to_string() }),
+    let content_source = source.map(|source| csi::VolumeContentSource {
+        r#type: Some(match source.key.kind() {
+            Kind::Snapshot => Type::Snapshot(SnapshotSource { snapshot_id: source.to_string() }),
+            Kind::Volume | Kind::Temporary => Type::Volume(VolumeSource { volume_id: source.to_string() }),
         }),
     });
     csi::Volume {
-        capacity_bytes: bytes(info.size),
-        volume_id: info.id.to_string(),
+        capacity_bytes: bytes(size),
+        volume_id: id.to_string(),
         volume_context: Default::default(),
         content_source,
-        accessible_topology: vec![topology(&info.host)],
+        accessible_topology: vec![topology(host)],
     }
 }
 
@@ -376,13 +366,19 @@ pub(super) fn topology(host: &NodeName) -> csi::Topology {
 
 fn snapshot(info: &SnapshotInfo) -> csi::Snapshot {
     let Timestamp { seconds, nanos } = info.created;
+    listed_snapshot(&info.id, info.size, &info.of, (seconds, nanos), info.ready)
+}
+
+/// A snapshot, as callers are told of it: cut at this second and nanosecond.
+pub fn listed_snapshot(id: &Id, size: u64, of: &Id, created: (i64, u32), ready: bool) -> csi::Snapshot {
+    let (seconds, nanos) = created;
     let nanos = i32::try_from(nanos).unwrap_or_default();
     csi::Snapshot {
-        size_bytes: bytes(info.size),
-        snapshot_id: info.id.to_string(),
-        source_volume_id: info.of.to_string(),
+        size_bytes: bytes(size),
+        snapshot_id: id.to_string(),
+        source_volume_id: of.to_string(),
         creation_time: Some(prost_types::Timestamp { seconds, nanos }),
-        ready_to_use: info.ready,
+        ready_to_use: ready,
         group_snapshot_id: String::new(),
         accessible_topology: Vec::new(),
     }
@@ -451,11 +447,7 @@ impl csi::controller_server::Controller for Controller {
         &self,
         _request: Request<csi::ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
-        use csi::controller_service_capability::{Rpc as Wrapped, Type};
-        let capability =
-            |rpc: Rpc| csi::ControllerServiceCapability { r#type: Some(Type::Rpc(Wrapped { r#type: rpc.into() })) };
-        let capabilities = CAPABILITIES.into_iter().map(capability).collect();
-        Ok(Response::new(csi::ControllerGetCapabilitiesResponse { capabilities }))
+        Ok(Response::new(capabilities()))
     }
 
     async fn create_snapshot(

@@ -10,6 +10,8 @@ use csi::plugin_capability::volume_expansion::Type as Expansion;
 pub struct Identity {
     /// `csi.cistern.dev`, or what `--driver-name` says.
     pub driver_name: String,
+    /// Whether calls can be answered now; `None` where nobody is answered before they can.
+    pub ready: Option<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
 #[tonic::async_trait]
@@ -44,7 +46,8 @@ impl csi::identity_server::Identity for Identity {
     }
 
     async fn probe(&self, _request: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
-        // nobody is answered before the stores are open; a pool that is down is its own volumes' trouble alone
-        Ok(Response::new(csi::ProbeResponse { ready: Some(true) }))
+        // a pool that is down is its own volumes' trouble alone
+        let ready = self.ready.as_ref().is_none_or(|ready| ready());
+        Ok(Response::new(csi::ProbeResponse { ready: Some(ready) }))
     }
 }

@@ -4,7 +4,7 @@
 mod controller;
 mod identity;
 mod node;
-mod parse;
+pub mod parse;
 mod status;
 mod telemetry;
 
@@ -14,10 +14,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
-pub use controller::Controller;
+pub use controller::{Controller, capabilities, listed_snapshot, listed_volume};
 pub use identity::Identity;
 pub use node::NodeService;
-pub use parse::TOPOLOGY_KEY;
 pub use telemetry::Telemetry;
 
 pub use status::Coded;
@@ -33,7 +32,7 @@ const MARGIN: Duration = Duration::from_millis(500);
 const NO_DEADLINE: Duration = Duration::from_secs(120);
 
 /// When the caller stops waiting (gRPC over HTTP/2, `grpc-timeout`: at most eight digits and a unit).
-fn deadline<T>(request: &Request<T>) -> Instant {
+pub fn deadline<T>(request: &Request<T>) -> Instant {
     let text = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
     let left = text.and_then(parse_timeout).unwrap_or(NO_DEADLINE);
     Instant::now() + left.saturating_sub(MARGIN.min(left / 4))

@@ -11,8 +11,9 @@ use crate::domain::request::{
     Access, Capability, Choice, ClassParameters, CreateAccess, CreateVolume, Modifiable, Mount, Publish, Source,
 };
 use crate::domain::size::Range;
-use crate::domain::{AccessMode, Allocation, FsType, Id, Kind, NodeId, NodeName, Wipe};
+use crate::domain::{AccessMode, Allocation, FsType, Id, Kind, NodeId, NodeName, PoolName, Wipe};
 use crate::node::{self, options};
+use crate::pool::operations::{MOST, Pages};
 use crate::proto::csi::v1 as csi;
 use crate::share::Ticket;
 
@@ -167,6 +168,48 @@ fn number<T: FromStr>(field: &str, text: &str) -> Result<T, Status> {
     text.parse().map_err(|_| invalid(field, format!("{text:?} is no number in range")))
 }
 
+/// A volume or snapshot that nobody can have made, or that is not there.
+pub fn unknown(what: &str, id: &str) -> Status {
+    Status::not_found(format!("the {what} {id:?} does not exist"))
+}
+
+/// The part of a list that is wanted. A token is the id of the last entry before it.
+pub fn pages(max_entries: i32, starting_token: &str) -> Result<Pages, Status> {
+    let most = usize::try_from(max_entries).map_err(|_| invalid("max_entries", "is negative"))?;
+    let after = match starting_token {
+        "" => None,
+        token => {
+            Some(token.parse().map_err(|_| Status::aborted(format!("starting_token: {token:?} is none of ours")))?)
+        }
+    };
+    Ok(Pages { after, most: if most == 0 { MOST } else { most.min(MOST) } })
+}
+
+/// GetCapacity, parsed.
+pub struct Capacity {
+    /// The pool, if one is named.
+    pub pool: Option<PoolName>,
+    /// The host that is asked about; `Some(None)` for a topology of somebody else's keys, which is nowhere.
+    pub host: Option<Option<NodeName>>,
+    /// Whether no volume can be used so.
+    pub is_impossible: bool,
+}
+
+/// GetCapacity.
+pub fn capacity(request: csi::GetCapacityRequest) -> Result<Capacity, Status> {
+    map("parameters", &request.parameters)?;
+    let capabilities = request.volume_capabilities.into_iter().enumerate();
+    let capabilities: Vec<Capability> = capabilities
+        .map(|(at, one)| capability(&format!("volume_capabilities[{at}]"), Some(one)))
+        .collect::<Result<_, _>>()?;
+    let has_parameters = !request.parameters.is_empty();
+    Ok(Capacity {
+        pool: has_parameters.then(|| class_parameters(request.parameters)).transpose()?.map(|class| class.pool),
+        host: request.accessible_topology.as_ref().map(host_of),
+        is_impossible: capabilities.iter().any(|capability| capability.mode.is_multi_node()),
+    })
+}
+
 /// CreateVolume.
 pub fn create_volume(request: csi::CreateVolumeRequest) -> Result<CreateVolume, Status> {
     let name = name("name", request.name)?;
@@ -318,6 +361,11 @@ fn content_source(source: csi::VolumeContentSource) -> Result<Source, Status> {
 fn hosts(requirement: Option<&csi::TopologyRequirement>) -> Option<Vec<NodeName>> {
     let requisite = &requirement?.requisite;
     (!requisite.is_empty()).then(|| requisite.iter().filter_map(host_of).collect())
+}
+
+/// The hosts that are better than others, the best first.
+pub fn preferred(requirement: Option<&csi::TopologyRequirement>) -> Vec<NodeName> {
+    requirement.map_or(Vec::new(), |requirement| requirement.preferred.iter().filter_map(host_of).collect())
 }
 
 /// The host that a topology names.

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::LARGEST_MESSAGE;
+use crate::proto::internal::fleet_client::FleetClient;
 use crate::proto::internal::host_client::HostClient;
-use crate::proto::internal::{DescribeRequest, DescribeResponse};
+use crate::proto::internal::{DescribeRequest, DescribeResponse, KeepRequest};
 
 /// A server cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -31,10 +33,11 @@ pub enum ClientError {
     },
 }
 
-/// A client of the internal service.
+/// A client of the internal service, of a host's or of a controller's.
 pub struct Client {
     socket: PathBuf,
-    inner: HostClient<Channel>,
+    host: HostClient<Channel>,
+    fleet: FleetClient<Channel>,
 }
 
 impl Client {
@@ -42,15 +45,28 @@ impl Client {
     pub async fn connect(socket: &Path) -> Result<Client, ClientError> {
         let connected = channel(socket).await;
         let channel = connected.map_err(|source| ClientError::Connect { socket: socket.to_owned(), source })?;
-        let inner = HostClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
-        Ok(Client { socket: socket.to_owned(), inner })
+        let host = HostClient::new(channel.clone()).max_decoding_message_size(LARGEST_MESSAGE);
+        let fleet = FleetClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
+        Ok(Client { socket: socket.to_owned(), host, fleet })
     }
 
-    /// All that the host knows.
+    /// All that the host knows, or all that the controller's hosts know.
     pub async fn describe(&mut self, request: DescribeRequest) -> Result<DescribeResponse, ClientError> {
-        let answered = self.inner.describe(request).await;
-        let refused = |status| ClientError::Refused { socket: self.socket.clone(), status: Box::new(status) };
-        answered.map(tonic::Response::into_inner).map_err(refused)
+        let answered = match self.host.describe(request).await {
+            Err(status) if status.code() == Code::Unimplemented => self.fleet.describe(request).await,
+            answered => answered,
+        };
+        answered.map(tonic::Response::into_inner).map_err(|status| self.refused(status))
+    }
+
+    /// Of several volumes of one name keeps this one.
+    pub async fn keep(&mut self, id: String) -> Result<(), ClientError> {
+        let kept = self.fleet.keep(KeepRequest { id }).await;
+        kept.map(|_| ()).map_err(|status| self.refused(status))
+    }
+
+    fn refused(&self, status: tonic::Status) -> ClientError {
+        ClientError::Refused { socket: self.socket.clone(), status: Box::new(status) }
     }
 }
 

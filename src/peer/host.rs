@@ -1,7 +1,8 @@
 //! The host's half of the internal service.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -20,6 +21,9 @@ use crate::pool::tasks::Tasks;
 use crate::proto::internal::report::News;
 use crate::proto::internal::settle_request::Act;
 use crate::proto::internal::{self, host_server};
+
+/// How long pools that a controller brings may take to be opened before it is told to come again.
+const OPENING: Duration = Duration::from_secs(8);
 
 /// The internal service of a host.
 pub struct HostService {
@@ -58,7 +62,8 @@ impl host_server::Host for HostService {
     ) -> Result<Response<internal::ApplyResponse>, Status> {
         only_peers(&request)?;
         let (entries, files, data) = (request.into_inner().pools, self.files.clone(), self.data.clone());
-        let refused = run_apart(move || apply(&files, &data, &entries)).await?;
+        let host = Arc::clone(&self.host);
+        let refused = run_apart(move || apply(&host, &files, &data, &entries)).await?;
         let refusals = refused.into_iter().map(|refused| internal::Refusal { pool: refused.pool, why: refused.why });
         Ok(Response::new(internal::ApplyResponse { refusals: refusals.collect() }))
     }
@@ -140,13 +145,22 @@ fn describe_all(host: &Host, wanted: &internal::DescribeRequest) -> internal::De
     answer
 }
 
-/// Keeps the fleet's pools for this host; whoever follows the files opens them.
-fn apply(files: &PoolFiles, data: &std::path::Path, entries: &[String]) -> Result<Vec<config::Refused>, Status> {
+/// Keeps the fleet's pools for this host, and waits until whoever follows the files has opened them or found them down: a
+/// host that is asked for a name before would not know of what it has.
+fn apply(host: &Host, files: &PoolFiles, data: &Path, entries: &[String]) -> Result<Vec<config::Refused>, Status> {
     let failed = |error: &dyn std::error::Error| Status::internal(crate::domain::error::chain(error));
     let text = serde_json::to_vec_pretty(entries).map_err(|error| failed(&error))?;
     file::write_atomically(data, PoolFiles::KEPT, &text).map_err(|error| failed(&error))?;
     // the host's own file may be wrong: then nothing changes until it is mended
-    Ok(files.read().map_err(|error| failed(&error))?.refused)
+    let wanted = files.read().map_err(|error| failed(&error))?;
+    let end = Instant::now() + OPENING;
+    while !wanted.specs.iter().filter(|pool| pool.may_be_on(host.name())).all(|pool| host.knows(pool)) {
+        if Instant::now() >= end {
+            return Err(Status::unavailable("the pools are still being opened"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(wanted.refused)
 }
 
 fn found(findings: Findings) -> internal::FindResponse {

@@ -153,8 +153,13 @@ mod tests {
     ];
 
     /// Services that no host has on this door: they are kubelet's, or not served at all.
-    const ELSEWHERE: [&str; 4] =
-        ["csi.v1.GroupController", "csi.v1.Node", "csi.v1.SnapshotMetadata", "pluginregistration.Registration"];
+    const ELSEWHERE: [&str; 5] = [
+        "cistern.v1.Fleet",
+        "csi.v1.GroupController",
+        "csi.v1.Node",
+        "csi.v1.SnapshotMetadata",
+        "pluginregistration.Registration",
+    ];
 
     /// The paths of all calls of all services.
     fn known() -> BTreeSet<String> {

@@ -95,8 +95,10 @@ impl Host {
                     Ok(store)
                 }
                 other => {
-                    // an open store is let go of before its place is opened anew
-                    self.write().remove(&spec.name);
+                    // an open store is let go of before its place is opened anew; until then the pool is down, and not
+                    // unknown: it may have what is looked for
+                    let opening = Err("it is being opened".to_owned());
+                    self.write().insert(spec.name.clone(), Pool { spec: spec.clone(), store: opening });
                     let said = other.and_then(|pool| pool.store.err());
                     self.open(&spec, said)
                 }
@@ -105,6 +107,11 @@ impl Host {
         }
         *self.write() = after;
         self.news().pools_changed();
+    }
+
+    /// Whether it has this pool as it is written here, open or down.
+    pub fn knows(&self, spec: &PoolSpec) -> bool {
+        self.read().get(&spec.name).is_some_and(|pool| pool.spec == *spec)
     }
 
     /// Tries again what could not be opened.

@@ -1,0 +1,263 @@
+//! The fleet: a link to each host, what the hosts reported, and what its owner wrote.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tonic::Status;
+
+use super::inventory::{Inventory, Owner};
+use super::link::{self, Link, Standing};
+use super::placement;
+use crate::config;
+use crate::domain::{NodeName, PoolName, Role, StoreId};
+use crate::peer::Tls;
+use crate::proto::internal::{Report, Reports};
+
+/// How long hosts that are away are waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Before a volume that belongs to one is made elsewhere.
+    pub placing: Duration,
+    /// Before lists are answered without one that was not seen since start.
+    pub starting: Duration,
+}
+
+/// The fleet.
+pub struct Fleet {
+    tls: Arc<Tls>,
+    /// How long hosts that are away are waited for.
+    pub patience: Patience,
+    text: RwLock<Arc<config::Fleet>>,
+    links: RwLock<BTreeMap<NodeName, Member>>,
+    inventory: RwLock<Inventory>,
+    /// Which pools each host was brought last.
+    brought: Mutex<HashMap<NodeName, Vec<String>>>,
+    text_changed: Notify,
+    /// Something may have to be settled.
+    pub(super) unsettled: Notify,
+    started: Instant,
+    ready: AtomicBool,
+}
+
+/// A host of the fleet, and the task that follows it.
+struct Member {
+    link: Arc<Link>,
+    addresses: Vec<String>,
+    following: AbortHandle,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+impl Fleet {
+    /// A fleet without hosts; [`Fleet::apply`] gives it some.
+    pub fn new(tls: Arc<Tls>, patience: Patience) -> Arc<Fleet> {
+        Arc::new(Fleet {
+            tls,
+            patience,
+            text: RwLock::default(),
+            links: RwLock::default(),
+            inventory: RwLock::default(),
+            brought: Mutex::default(),
+            text_changed: Notify::new(),
+            unsettled: Notify::new(),
+            started: Instant::now(),
+            ready: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the fleet that of the text: follows hosts that are new or have moved, lets go of those that are gone.
+    pub fn apply(self: &Arc<Self>, text: config::Fleet) {
+        let mut links = write(&self.links);
+        links.retain(|name, member| {
+            text.hosts.iter().any(|host| host.name == *name && host.addresses == member.addresses)
+        });
+        for host in &text.hosts {
+            if !links.contains_key(&host.name) {
+                links.insert(host.name.clone(), self.join(host));
+            }
+        }
+        drop(links);
+        write(&self.inventory).follow(&text);
+        *write(&self.text) = Arc::new(text);
+        self.text_changed.notify_waiters();
+    }
+
+    fn join(self: &Arc<Self>, host: &config::HostSpec) -> Member {
+        let channel = self.tls.channel(Role::Host, host.name.clone(), host.addresses.clone());
+        let link = Arc::new(Link::new(host.name.clone(), channel));
+        let following = tokio::spawn(link::follow(Arc::clone(self), Arc::clone(&link))).abort_handle();
+        Member { link, addresses: host.addresses.clone(), following }
+    }
+
+    /// The link to a host.
+    pub fn link(&self, host: &NodeName) -> Option<Arc<Link>> {
+        read(&self.links).get(host).map(|member| Arc::clone(&member.link))
+    }
+
+    /// All links.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        read(&self.links).values().map(|member| Arc::clone(&member.link)).collect()
+    }
+
+    /// What the owner wrote.
+    pub fn text(&self) -> Arc<config::Fleet> {
+        Arc::clone(&read(&self.text))
+    }
+
+    /// What the hosts reported.
+    pub fn inventory(&self) -> RwLockReadGuard<'_, Inventory> {
+        read(&self.inventory)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn inventory_mut(&self) -> RwLockWriteGuard<'_, Inventory> {
+        write(&self.inventory)
+    }
+
+    /// Whether every host has told what it has, or was found away; and at the latest after a bounded time.
+    pub fn is_ready(&self) -> bool {
+        if self.ready.load(Ordering::Relaxed) {
+            return true;
+        }
+        let links = self.links();
+        let inventory = self.inventory();
+        let known = |link: &Arc<Link>| match link.is_here() {
+            true => inventory.is_whole(&link.name),
+            false => link.was_tried(),
+        };
+        let is_ready = links.iter().all(known) || self.started.elapsed() >= self.patience.starting;
+        if is_ready && !self.ready.swap(true, Ordering::Relaxed) {
+            let away = links.iter().filter(|link| !link.is_here()).count();
+            tracing::info!(hosts = links.len(), away, milliseconds = self.started.elapsed().as_millis(), "ready");
+        }
+        is_ready
+    }
+
+    /// The link to the host that has a store, or the answer where there is none now.
+    pub fn link_of_store(&self, store: &StoreId) -> Result<Arc<Link>, Status> {
+        let owner = self.inventory().owner(store);
+        let host = match owner {
+            Owner::Host(host) => host,
+            Owner::Unseen(Some(host)) => host,
+            Owner::Unseen(None) => {
+                return Err(Status::unavailable(format!(
+                    "no host has shown store {store} since this controller started; a store that is not known is never \
+                     taken for lost"
+                )));
+            }
+            Owner::Disputed(hosts) => {
+                let hosts: Vec<String> = hosts.iter().map(NodeName::to_string).collect();
+                return Err(Status::unavailable(format!(
+                    "store {store} is claimed by several hosts ({}): write it under the right one in hosts.yaml, and \
+                     give the other's disk an identity of its own or take it away",
+                    hosts.join(", ")
+                )));
+            }
+        };
+        let link = self.link(&host).ok_or_else(|| Status::unavailable(format!("host {host} is not in the fleet")))?;
+        match link.standing() {
+            Standing::Here => Ok(link),
+            Standing::Away { why, .. } => Err(Status::unavailable(format!("host {host} cannot be reached: {why}"))),
+        }
+    }
+
+    /// Whether the owner gave this store up, in the text of a pool.
+    pub fn is_lost(&self, store: &StoreId) -> bool {
+        self.text().pools.iter().flatten().any(|pool| pool.spec.lost.contains(store))
+    }
+
+    /// The hosts that carry a pool, or may: those that are away and were not seen since start may have any pool that the
+    /// fleet's text lets them have.
+    pub fn candidates(&self, pool: &PoolName) -> Vec<placement::Candidate> {
+        let text = self.text();
+        let spec = text.pools.iter().flatten().find(|of_fleet| of_fleet.spec.name == *pool);
+        let inventory = self.inventory();
+        let candidate = |link: Arc<Link>| {
+            let known = inventory.pool(&link.name, pool);
+            let standing = match (link.standing(), known) {
+                (Standing::Here, Some(view)) => match &view.down {
+                    None => placement::Standing::Here { available: view.available },
+                    Some((since, _)) => placement::Standing::Away { since: since.elapsed() },
+                },
+                (Standing::Here, None) => return None,
+                (Standing::Away { since, .. }, known) => {
+                    let was_seen = inventory.is_whole(&link.name);
+                    let may =
+                        known.is_some() || !was_seen && spec.is_none_or(|of_fleet| of_fleet.spec.may_be_on(&link.name));
+                    may.then_some(placement::Standing::Away { since: since.elapsed() })?
+                }
+            };
+            Some(placement::Candidate { host: link.name.clone(), standing })
+        };
+        self.links().into_iter().filter_map(candidate).collect()
+    }
+
+    // what the links tell
+
+    pub(super) fn begun(&self, host: &NodeName) -> u64 {
+        self.inventory_mut().begin(host)
+    }
+
+    pub(super) fn ended(&self, host: &NodeName) {
+        self.inventory_mut().end(host);
+    }
+
+    pub(super) fn host_changed(&self) {
+        self.unsettled.notify_one();
+    }
+
+    pub(super) fn take(&self, host: &NodeName, _session: u64, reports: Reports) {
+        let text = self.text();
+        let mut inventory = self.inventory_mut();
+        for news in reports.reports.into_iter().filter_map(|Report { news }| news) {
+            if let Err(why) = inventory.take(host, &text, news) {
+                tracing::error!(%host, why, "the host reports what it may not have; it is not believed");
+            }
+        }
+        drop(inventory);
+        self.unsettled.notify_one();
+    }
+
+    /// The pools that are to be on a host; `None` where no controller brings any.
+    pub(super) fn entries_of(&self, host: &NodeName) -> Option<Vec<String>> {
+        self.text().entries_of(host)
+    }
+
+    pub(super) fn brought(&self, host: &NodeName, pools: Vec<String>) {
+        lock(&self.brought).insert(host.clone(), pools);
+    }
+
+    /// Waits until the pools that are to be on a host are not those that it was brought.
+    pub(super) async fn pools_differ(&self, host: &NodeName) {
+        loop {
+            let changed = self.text_changed.notified();
+            tokio::pin!(changed);
+            // registered before the look, so that no change falls between
+            changed.as_mut().enable();
+            if self.entries_of(host).is_some_and(|wanted| lock(&self.brought).get(host) != Some(&wanted)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

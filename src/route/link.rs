@@ -1,0 +1,184 @@
+//! One host, as a controller reaches it: its channel, whether it can be asked now, and the task that follows its report.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+
+use super::fleet::Fleet;
+use crate::domain::{Key, Kind, NodeName};
+use crate::peer::LARGEST_MESSAGE;
+use crate::proto::internal::host_client::HostClient;
+use crate::proto::internal::{self, Reports};
+
+/// How long a host has for an answer that needs no work: one that misses it cannot be reached, from then on.
+pub const BOUND: Duration = Duration::from_secs(2);
+/// The same where it reads files.
+const APPLY_BOUND: Duration = Duration::from_secs(10);
+/// How long the next try waits, from the first failure to a host that is long gone.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// One host.
+pub struct Link {
+    /// Its name.
+    pub name: NodeName,
+    channel: Channel,
+    standing: Mutex<Standing>,
+    suspected: Notify,
+}
+
+/// Whether a host can be asked now.
+#[derive(Debug, Clone)]
+pub enum Standing {
+    /// It answers.
+    Here,
+    /// It does not.
+    Away {
+        /// Since when, as far as this controller knows.
+        since: Instant,
+        /// Why; empty before the first try has ended.
+        why: String,
+    },
+}
+
+impl Link {
+    /// A host that was not tried yet.
+    pub fn new(name: NodeName, channel: Channel) -> Link {
+        let away = Standing::Away { since: Instant::now(), why: String::new() };
+        Link { name, channel, standing: Mutex::new(away), suspected: Notify::new() }
+    }
+
+    /// Whether it can be asked now.
+    pub fn standing(&self) -> Standing {
+        self.lock().clone()
+    }
+
+    /// Whether it answers.
+    pub fn is_here(&self) -> bool {
+        matches!(*self.lock(), Standing::Here)
+    }
+
+    /// Whether it answers, or was found not to.
+    pub fn was_tried(&self) -> bool {
+        !matches!(&*self.lock(), Standing::Away { why, .. } if why.is_empty())
+    }
+
+    /// The channel, for messages that are handed on.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A client of the host's internal service.
+    pub fn client(&self) -> HostClient<Channel> {
+        HostClient::new(self.channel()).max_decoding_message_size(LARGEST_MESSAGE)
+    }
+
+    /// It missed a bound: it cannot be reached from now on, until it has shown that it can.
+    pub fn suspect(&self, why: &str) {
+        self.away(why.to_owned());
+        self.suspected.notify_one();
+    }
+
+    /// What the host has under a key, within the bound.
+    pub async fn find(&self, key: &Key, claim: bool) -> Result<internal::FindResponse, Status> {
+        let mut request = Request::new(internal::FindRequest { key: key.to_string(), claim });
+        request.set_timeout(BOUND);
+        let mut client = self.client();
+        match tokio::time::timeout(BOUND, client.find(request)).await {
+            Ok(answered) => answered.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} seconds", BOUND.as_secs()))),
+        }
+    }
+
+    fn away(&self, why: String) {
+        let mut standing = self.lock();
+        let since = match &*standing {
+            Standing::Away { since, .. } => *since,
+            Standing::Here => {
+                tracing::warn!(host = %self.name, why, "host is away");
+                Instant::now()
+            }
+        };
+        *standing = Standing::Away { since, why };
+    }
+
+    fn here(&self) {
+        let before = std::mem::replace(&mut *self.lock(), Standing::Here);
+        if !matches!(before, Standing::Here) {
+            tracing::info!(host = %self.name, "host is here");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Follows the host's report for as long as it is in the fleet: connects, takes in what it tells, and begins anew when that
+/// ends.
+pub async fn follow(fleet: Arc<Fleet>, link: Arc<Link>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let begun = Instant::now();
+        let why = match listen(&fleet, &link).await {
+            Ok(()) => "its report has ended".to_owned(),
+            Err(status) => status.message().to_owned(),
+        };
+        link.away(why);
+        fleet.ended(&link.name);
+        pause = if begun.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { LONGEST_PAUSE.min(pause * 2) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// One report, from its greeting to its end.
+async fn listen(fleet: &Arc<Fleet>, link: &Arc<Link>) -> Result<(), Status> {
+    let mut stream = begin(link).await?;
+    let session = fleet.begun(&link.name);
+    bring_pools(fleet, link).await?;
+    // one that greets and does not answer is of no use
+    let nothing = Key::of_name(Kind::Volume, "");
+    link.find(&nothing, false).await?;
+    link.here();
+    fleet.host_changed();
+    loop {
+        let next = tokio::select! {
+            // cancel-safe: a message that is left in the stream is dropped with it
+            next = stream.message() => next?,
+            // cancel-safe: a suspicion that is missed here was noted in the standing
+            () = link.suspected.notified() => return Err(Status::deadline_exceeded("it missed a bound")),
+            // cancel-safe: the pools are brought again whenever they differ
+            () = fleet.pools_differ(&link.name) => {
+                bring_pools(fleet, link).await?;
+                continue;
+            }
+        };
+        match next {
+            Some(reports) => fleet.take(&link.name, session, reports),
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn begin(link: &Link) -> Result<Streaming<Reports>, Status> {
+    let mut client = link.client();
+    let late = |_| Status::deadline_exceeded("it does not answer");
+    let begun = tokio::time::timeout(APPLY_BOUND, client.watch(Request::new(internal::WatchRequest {})));
+    Ok(begun.await.map_err(late)??.into_inner())
+}
+
+/// Brings the host the pools that the fleet's owner wants on it.
+async fn bring_pools(fleet: &Fleet, link: &Link) -> Result<(), Status> {
+    let Some(pools) = fleet.entries_of(&link.name) else { return Ok(()) };
+    let mut request = Request::new(internal::ApplyRequest { pools: pools.clone() });
+    request.set_timeout(APPLY_BOUND);
+    let answer = link.client().apply(request).await?.into_inner();
+    for internal::Refusal { pool, why } in answer.refusals {
+        tracing::error!(host = %link.name, pool, why, "the host refuses a pool");
+    }
+    fleet.brought(&link.name, pools);
+    Ok(())
+}
