@@ -1,5 +1,6 @@
 //! The commands, their flags and help.
 
+mod certs;
 mod doctor;
 mod host;
 mod people;
@@ -46,6 +47,8 @@ enum Command {
     Snapshot(ListCommand),
     /// Tell what this machine lacks, what is orphaned, and the command that mends it
     Doctor(PeopleArgs),
+    /// Make the certificates that controllers, hosts and nodes show each other
+    Certs(certs::CertsArgs),
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Volume(ListCommand::Ls(args)) => people::volumes(&args),
         Command::Snapshot(ListCommand::Ls(args)) => people::snapshots(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Certs(args) => certs::main(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cistern", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
