@@ -3,17 +3,21 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use cistern::domain::{NodeName, Role};
 use cistern::peer::certs::{Authority, Issued, days};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::AsyncReadExt;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
 
-use super::Place;
+use super::{Place, eventually};
 
 /// An authority with a directory of its own.
 pub struct Pki {
@@ -90,7 +94,7 @@ pub fn bare_client(ca: &str, shows: Option<&Issued>) -> rustls::ClientConfig {
     config
 }
 
-/// Connects as `host` and reads the first byte. The connection's own address is told also when it fails.
+/// Connects to a host, and waits until it says something. The connection's own address is told also when it fails.
 pub async fn bare_connect(
     config: Arc<rustls::ClientConfig>,
     host: &str,
@@ -101,10 +105,79 @@ pub async fn bare_connect(
     let server = ServerName::try_from(format!("{host}.host.cistern.internal")).unwrap();
     let talk = async {
         let mut stream = tokio_rustls::TlsConnector::from(config).connect(server, socket).await?;
-        stream.read_u8().await?;
+        if stream.fill_buf().await?.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(stream)
     };
     (from, talk.await)
+}
+
+/// A channel over such connections. Its failures to connect say `not let in`.
+pub fn bare_channel(config: rustls::ClientConfig, host: &str, to: SocketAddr) -> Channel {
+    let (config, host) = (Arc::new(config), host.to_owned());
+    let connector = tower::service_fn(move |_| {
+        let (config, host) = (Arc::clone(&config), host.clone());
+        async move {
+            let (_, connected) = bare_connect(config, &host, to).await;
+            connected.map(TokioIo::new).map_err(|error| std::io::Error::other(format!("not let in: {error}")))
+        }
+    });
+    Endpoint::from_static("http://cistern.internal").connect_with_connector_lazy(connector)
+}
+
+/// A `cistern host` of the test's own, killed when the test ends.
+pub struct HostProcess {
+    child: Child,
+    pub address: SocketAddr,
+    log: PathBuf,
+}
+
+impl HostProcess {
+    /// Starts it with these pools and this directory of certificates, and waits until it serves.
+    pub fn start(place: &Place, name: &str, pools: &Path, tls: &Path) -> HostProcess {
+        let log = place.path(format!("{name}.log"));
+        let output = std::fs::File::create(&log).unwrap();
+        let address = free_address();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cistern"));
+        command.args(["host", "--node-id", name, "--listen", &address.to_string()]);
+        command.arg("--config").arg(pools).arg("--tls").arg(tls).arg("--data").arg(place.path(format!("{name}-data")));
+        command.arg("--endpoint").arg(place.path(format!("{name}.sock")));
+        let child = command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+        let mut host = HostProcess { child, address, log };
+        eventually("the host serves", || {
+            assert!(host.child.try_wait().unwrap().is_none(), "the host ended:\n{}", host.log());
+            host.log().lines().any(|line| line.ends_with(": serving")).then_some(())
+        });
+        host
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for HostProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the host's log:\n{}", self.log());
+        }
+    }
+}
+
+/// A port below those that the kernel gives to clients, so that no connection of another test has it.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], first + NEXT.fetch_add(1, Ordering::Relaxed)));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// All that this process has logged since the first call of this.
