@@ -1,6 +1,7 @@
 //! The commands, their flags and help.
 
 mod controller;
+mod certs;
 mod doctor;
 mod host;
 mod people;
@@ -50,6 +51,8 @@ enum Command {
     Snapshot(ListCommand),
     /// Tell what this machine lacks, what is orphaned, and the command that mends it
     Doctor(PeopleArgs),
+    /// Make the certificates that controllers, hosts and nodes show each other
+    Certs(certs::CertsArgs),
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -118,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Volume(VolumeCommand::Keep { id, people }) => people::keep(&people, id),
         Command::Snapshot(ListCommand::Ls(args)) => people::snapshots(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Certs(args) => certs::main(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cistern", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use webpki::EndEntityCert;
 use crate::domain::{NodeName, Role};
 
 /// Below this all names of ours are. Nobody resolves them: machines are reached by addresses.
-const DOMAIN: &str = "cistern.internal";
+pub(super) const DOMAIN: &str = "cistern.internal";
 
 /// The name that stands for a machine in this role in a certificate, `NAME.ROLE.cistern.internal`.
 pub fn dns_name(name: &NodeName, role: Role) -> String {

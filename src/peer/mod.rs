@@ -2,6 +2,7 @@
 //! commands. On a unix socket only root is answered; between machines there is mutual TLS (`tls.rs`), and the roles of a
 //! certificate say which calls it may make (`roles.rs`).
 
+pub mod certs;
 mod client;
 mod describe;
 mod host;

@@ -14,11 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use accept::{Incoming, PeerInfo, PeerStream};
+pub(super) use set::FILES;
 pub use set::TlsError;
 use set::{Contents, Set};
 
 use super::Identity;
 use crate::domain::error::chain;
+
+/// Whether these would do as `ca.crt`, `tls.crt` and `tls.key` of this directory.
+pub(super) fn check(dir: &Path, files: [&[u8]; 3]) -> Result<(), TlsError> {
+    Set::new(dir, &files.map(|bytes| Ok(bytes.to_vec()))).map(drop)
+}
 
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

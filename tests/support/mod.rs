@@ -5,6 +5,7 @@
 pub mod client;
 pub mod inventory;
 pub mod lab;
+pub mod peers;
 pub mod place;
 pub mod rights;
 pub mod server;

@@ -76,7 +76,8 @@ pub enum TlsError {
 /// What is in `ca.crt`, `tls.crt` and `tls.key`, or why it cannot be read. Renewals are told by comparing these.
 pub(super) type Contents = [Result<Vec<u8>, io::ErrorKind>; 3];
 
-const FILES: [&str; 3] = ["ca.crt", "tls.crt", "tls.key"];
+/// Their names.
+pub const FILES: [&str; 3] = ["ca.crt", "tls.crt", "tls.key"];
 
 /// Reads the files. Each is opened by its full path every time: Kubernetes swaps a symbolic link in the middle of it.
 pub(super) fn read(dir: &Path) -> Contents {
@@ -115,7 +116,7 @@ impl Set {
         let of_clients = of_clients.map_err(|error| unusable_ca(error.to_string()))?;
         let of_servers = of_servers.map_err(|error| unusable_ca(error.to_string()))?;
         accepted(&own, &identity, &*of_clients, &of_servers).map_err(|error| match error {
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
                 TlsError::OtherAuthority { dir: dir.to_owned() }
             }
             source => unusable(source),
