@@ -5,6 +5,8 @@
 pub mod client;
 pub mod inventory;
 pub mod lab;
+pub mod life;
+pub mod names;
 pub mod place;
 pub mod rights;
 pub mod server;
@@ -12,6 +14,7 @@ pub mod server;
 pub use client::{Csi, Volume};
 pub use inventory::Inventory;
 pub use lab::{Host, Lab};
+pub use names::{steps, syncs};
 pub use place::{Place, run};
 pub use rights::may_grow_ext4;
 pub use server::Server;
