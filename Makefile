@@ -3,7 +3,7 @@
 # What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny.
 export CISTERN_CACHE ?= $(HOME)/.cache/cistern
 
-.PHONY: help build demo test lint unit sanity local lab setup fresh
+.PHONY: help build demo test lint unit sanity local lab campaign setup fresh
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +23,9 @@ lint unit sanity local: setup ## one layer of it (the layer lab: tests/run lab)
 
 lab: setup ## two hosts with disks of their own to play with, and how to go on
 	tests/lab/lab play
+
+campaign: setup ## many seeds, resumable: WHAT=power SEEDS=0..99; tests/campaign says which there are
+	tests/campaign $(WHAT) $(SEEDS)
 
 setup: ## install and build what the tests need (Debian or Ubuntu, as root)
 	tests/setup

@@ -6,7 +6,6 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,27 +14,8 @@ use std::time::{Duration, Instant};
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
 use rustix::process::Signal;
 use support::client::MIB;
-use support::{Csi, Place, Server, Volume, eventually};
+use support::{Csi, Place, Server, Volume, eventually, steps};
 use tonic::{Code, Status};
-
-/// Every name in a `step!` of the code.
-fn steps() -> BTreeSet<String> {
-    let mut steps = BTreeSet::new();
-    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !path.ends_with("step.rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                let names = text.split("step!(\"").skip(1).filter_map(|rest| rest.split_once('"'));
-                steps.extend(names.map(|(name, _)| name.to_owned()));
-            }
-        }
-    }
-    steps
-}
 
 /// Steps that a `dir` pool has no way to reach, with the reason.
 const OUT_OF_REACH: [(&str, &str); 4] =

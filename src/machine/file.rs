@@ -21,7 +21,8 @@ use rustix::io::Errno;
 
 pub use ballast::Ballast;
 pub use copy::{copy_range, overwrite};
-pub use durable::{is_temporary, remove_durably, rename_durably, sync_dir, write_atomically};
+pub(super) use durable::is_left_out;
+pub use durable::{is_temporary, remove_durably, rename_durably, sync, sync_dir, write_atomically};
 pub use extents::{DataRanges, data_ranges, shared_bytes};
 pub use space::{FsKind, Space, direct_io_sector, direct_io_sector_in, kind, space, supports_clone};
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::file::FileId;
+use super::file::{self, FileId};
 use super::mounts::while_busy;
 
 const CONTROL: &str = "/dev/loop-control";
@@ -344,7 +344,7 @@ impl LoopDevice {
     pub fn flush(&self) -> Result<(), LoopError> {
         let failed = |source| LoopError::Flush { device: self.path(), source };
         let device = self.open_attached()?;
-        device.sync_all().map_err(failed)?;
+        file::sync("loop.flush", &device).map_err(failed)?;
         ioctls::flush_buffers(&device).map_err(failed)
     }
 

@@ -163,5 +163,5 @@ impl Progress<'_> {
 }
 
 fn sync(target: &File) -> Result<(), JobError> {
-    target.sync_all().map_err(JobError::Sync)
+    file::sync("job.file", target).map_err(JobError::Sync)
 }

@@ -135,11 +135,13 @@ impl Csi {
     }
 
     /// Makes a directory as kubelet does, where the server is.
-    fn make_directory(&self, path: &Path) {
-        match &self.host {
-            None => std::fs::create_dir_all(path).unwrap(),
-            Some(host) => drop(host.run(&["mkdir", "-p", &text(path)])),
-        }
+    fn make_directory(&self, path: &Path) -> Result<(), Status> {
+        let Some(host) = &self.host else {
+            std::fs::create_dir_all(path).unwrap();
+            return Ok(());
+        };
+        let made = host.try_run(&["mkdir", "-p", &text(path)]);
+        made.status.success().then_some(()).ok_or_else(|| Status::unknown(format!("mkdir {path:?}: {made:?}")))
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
@@ -203,7 +205,7 @@ impl Csi {
     }
 
     pub fn stage(&self, volume: &Volume, staging: &Path) -> Result<(), Status> {
-        self.make_directory(staging);
+        self.make_directory(staging)?;
         let asked = csi::NodeStageVolumeRequest {
             volume_id: volume.id.clone(),
             publish_context: volume.context.clone(),
@@ -221,7 +223,7 @@ impl Csi {
     }
 
     pub fn publish(&self, volume: &Volume, staging: &Path, target: &Path, readonly: bool) -> Result<(), Status> {
-        self.make_directory(target.parent().unwrap());
+        self.make_directory(target.parent().unwrap())?;
         let asked = csi::NodePublishVolumeRequest {
             volume_id: volume.id.clone(),
             publish_context: volume.context.clone(),
@@ -313,6 +315,11 @@ impl Csi {
 
     pub fn volumes(&self) -> Vec<csi::list_volumes_response::Entry> {
         self.wait(self.controller().list_volumes(request(csi::ListVolumesRequest::default()))).unwrap().entries
+    }
+
+    pub fn snapshots(&self) -> Result<Vec<csi::Snapshot>, Status> {
+        let listed = self.wait(self.controller().list_snapshots(request(csi::ListSnapshotsRequest::default())))?;
+        Ok(listed.entries.into_iter().filter_map(|entry| entry.snapshot).collect())
     }
 
     /// Attaches, stages and publishes a volume as kubelet does; below `at` are its staging path and its targets.

@@ -273,34 +273,37 @@ impl Host {
 
     /// Writes the bytes into a file or device, and brings them to the disk.
     pub fn write(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) {
+        self.try_write(path, offset, bytes).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// The same; says what failed.
+    pub fn try_write(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) -> Result<(), String> {
         let (to, seek) = (format!("of={}", path.as_ref().display()), format!("seek={offset}"));
-        let argv =
-            ["dd", "status=none", "bs=1M", "iflag=fullblock", "oflag=seek_bytes", "conv=notrunc,fsync", &to, &seek];
-        let mut dd = self.command(&argv).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let dd = dd.as_mut().unwrap();
+        let how = ["bs=1M", "iflag=fullblock", "oflag=seek_bytes", "conv=notrunc,fsync"];
+        let mut dd = self.command(&[&["dd", "status=none"], &how[..], &[&to, &seek]].concat());
+        let mut dd = dd.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // one that has ended already says why below
         let _ = dd.stdin.take().unwrap().write_all(bytes);
-        let mut error = String::new();
-        std::io::Read::read_to_string(dd.stderr.as_mut().unwrap(), &mut error).unwrap();
-        assert!(dd.wait().unwrap().success(), "{}: {argv:?}: {error}", self.name);
+        let done = dd.wait_with_output().unwrap();
+        said_well(&format!("dd {to}"), done).map(|_| ())
     }
 
     /// Reads so many bytes of a file or device, or as many as there are.
     pub fn read(&self, path: impl AsRef<Path>, offset: u64, length: usize) -> Vec<u8> {
+        self.try_read(path, offset, length).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// The same; says what failed.
+    pub fn try_read(&self, path: impl AsRef<Path>, offset: u64, length: usize) -> Result<Vec<u8>, String> {
         let (from, skip) = (format!("if={}", path.as_ref().display()), format!("skip={offset}"));
-        let count = format!("count={length}");
-        let argv = ["dd", "status=none", "bs=1M", "iflag=fullblock,skip_bytes,count_bytes", &from, &skip, &count];
-        let done = self.try_run(&argv);
-        assert!(done.status.success(), "{}: {argv:?}: {}", self.name, String::from_utf8_lossy(&done.stderr));
-        done.stdout
+        let (how, count) = ("iflag=fullblock,skip_bytes,count_bytes", format!("count={length}"));
+        said_well(&format!("dd {from}"), self.try_run(&["dd", "status=none", "bs=1M", how, &from, &skip, &count]))
     }
 
     /// A whole file of the host.
     pub fn pull(&self, path: impl AsRef<Path>) -> Vec<u8> {
         let path = path.as_ref().to_str().unwrap();
-        let done = self.try_run(&["cat", path]);
-        assert!(done.status.success(), "{}: {path}: {}", self.name, String::from_utf8_lossy(&done.stderr));
-        done.stdout
+        said_well("cat", self.try_run(&["cat", path])).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// All that is below a path and can be left over, seen by the host's own tools.
@@ -313,18 +316,23 @@ impl Host {
 
     /// Starts the tests' own cistern as a unit of the host's systemd, with these arguments and variables.
     pub fn start_cistern(&self, arguments: &[&str], variables: &[(&str, &str)]) {
+        self.try_start_cistern(arguments, variables).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// The same; says what failed.
+    pub fn try_start_cistern(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Result<(), String> {
         let program = self.path_of(env!("CARGO_BIN_EXE_cistern"));
         // not on the host's disk, so that a power cut does not cost it
         let log = format!("append:{}", self.path_of(self.log_file()).display());
+        let (out, error) = (format!("StandardOutput={log}"), format!("StandardError={log}"));
         let properties =
-            ["Type=exec", "KillMode=process", &format!("StandardOutput={log}"), &format!("StandardError={log}")]
-                .map(|property| format!("--property={property}"));
+            ["Type=exec", "KillMode=process", &out, &error].map(|property| format!("--property={property}"));
         let variables: Vec<String> = variables.iter().map(|(name, value)| format!("--setenv={name}={value}")).collect();
         let mut argv = vec!["systemd-run", "--quiet", "--collect", "--unit=cistern"];
         argv.extend(properties.iter().chain(&variables).map(String::as_str));
         argv.push(program.to_str().unwrap());
         argv.extend(arguments);
-        self.run(&argv);
+        said_well("systemd-run", self.try_run(&argv)).map(drop)
     }
 
     /// SIGTERM to cistern, and its end.
@@ -355,26 +363,42 @@ impl Host {
     /// A socket of this machine that leads to one in the host, until the host's power fails: then it is to be asked for
     /// again.
     pub fn socket(&self, there: &str) -> PathBuf {
+        self.try_socket(there).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    fn try_socket(&self, there: &str) -> Result<PathBuf, String> {
         let name = there.trim_start_matches('/').replace('/', "-");
         let here = self.site.directory.join(format!("{}.{name}", self.name));
         let way = format!("{}:{there}", here.display());
         let mut connection = self.connection();
-        let connection = connection.as_mut().expect("the host is up");
+        let connection = connection.as_mut().ok_or("there is no connection")?;
         if connection.ways.insert(here.clone()) {
-            let forward = ["-O", "forward", "-L", &way, &self.name];
-            succeeded(&format!("ssh -L {way}"), self.ssh().args(forward).output().unwrap());
+            let forwarded = self.ssh().args(["-O", "forward", "-L", &way, &self.name]).output().unwrap();
+            said_well(&format!("ssh -L {way}"), forwarded)?;
         }
-        here
+        Ok(here)
     }
 
     /// A client of the server on this socket in the host, once it answers.
     pub fn client(&self, socket: &str) -> Csi {
-        let here = self.socket(socket);
-        let csi = eventually("cistern answers in the host", || {
-            assert!(self.runs_cistern(), "cistern has ended in {}:\n{}", self.name, tail(&self.log(), 40));
-            Csi::try_connect(&here)
+        self.try_client(socket).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// The same, unless cistern ends, or the host.
+    pub fn try_client(&self, socket: &str) -> Result<Csi, String> {
+        let here = self.try_socket(socket)?;
+        let connected = eventually("cistern answers in the host", || match Csi::try_connect(&here) {
+            Some(csi) => Some(Ok(csi)),
+            None => (!self.runs_cistern()).then(|| Err(format!("cistern has ended:\n{}", tail(&self.log(), 40)))),
         });
-        csi.far(self.clone())
+        connected.map(|csi| csi.far(self.clone()))
+    }
+
+    /// A file of this machine for host and test, and its path in the host.
+    pub fn shared(&self, name: &str) -> (PathBuf, String) {
+        let here = self.site.directory.join(format!("{}.{name}", self.name));
+        let there = self.path_of(&here).to_str().unwrap().to_owned();
+        (here, there)
     }
 }
 
@@ -384,10 +408,18 @@ pub fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-fn succeeded(what: &str, done: Output) -> String {
+/// What a program printed, or why it failed.
+fn said_well(what: &str, done: Output) -> Result<Vec<u8>, String> {
+    if done.status.success() {
+        return Ok(done.stdout);
+    }
     let (said, error) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success(), "{what}: {}\n{said}{error}", done.status);
-    said.into_owned()
+    Err(format!("{what}: {}\n{said}{error}", done.status))
+}
+
+fn succeeded(what: &str, done: Output) -> String {
+    let said = said_well(what, done).unwrap_or_else(|error| panic!("{error}"));
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// A word as a shell takes it: whole.

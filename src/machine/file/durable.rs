@@ -31,7 +31,10 @@ pub fn is_temporary(name: &OsStr) -> bool {
 /// The old bytes are there; only if syncing the directory fails it may be the new ones.
 pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
     let temporary = dir.join(temporary_name(name));
-    let written = write_synced(&temporary, bytes).and_then(|()| rename_durably(&temporary, &dir.join(name)));
+    let written = write_synced(&temporary, bytes).and_then(|()| {
+        rename(&temporary, &dir.join(name))?;
+        sync_dir("write.directory", dir)
+    });
     written.inspect_err(|_| {
         // gone already if it was the directory's sync that failed; a leftover is harmless
         let _ = fs::remove_file(&temporary);
@@ -42,12 +45,29 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let failed = |source| FileError::at("write", path, source);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
-    file.sync_all().map_err(failed)
+    sync("write.file", &file).map_err(failed)
 }
 
-/// Makes what was made, renamed and removed in the directory last.
-pub fn sync_dir(dir: &Path) -> Result<(), FileError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| FileError::at("sync the directory", dir, source))
+/// Brings what was written to a file or device to its disk (fsync(2)). All that is to outlive a power cut goes through
+/// here, under a name: with the feature `steps` a test can leave it out, and see that it is missed.
+pub fn sync(name: &'static str, file: &File) -> io::Result<()> {
+    if is_left_out(name) { Ok(()) } else { file.sync_all() }
+}
+
+/// Whether a test asks for what has this name to be left out.
+#[cfg(feature = "steps")]
+pub(in crate::machine) use crate::domain::step::leaves_out as is_left_out;
+
+/// Nothing ever is, in a release.
+#[cfg(not(feature = "steps"))]
+pub(in crate::machine) fn is_left_out(_name: &str) -> bool {
+    false
+}
+
+/// Makes what was made, renamed and removed in the directory last. The name is as for [`sync`].
+pub fn sync_dir(name: &'static str, dir: &Path) -> Result<(), FileError> {
+    let synced = File::open(dir).and_then(|dir| sync(name, &dir));
+    synced.map_err(|source| FileError::at("sync the directory", dir, source))
 }
 
 /// Removes the file for good. `Found` when there was none.
@@ -58,16 +78,20 @@ pub fn remove_durably(path: &Path) -> Result<Outcome<()>, FileError> {
         Err(source) => return Err(FileError::at("remove", path, source)),
     };
     // also if it was gone: whoever removed it may have been cut off before this
-    sync_dir(dir_of(path))?;
+    sync_dir("remove.directory", dir_of(path))?;
     Ok(outcome)
 }
 
 /// Renames for good, over what has the new name.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<(), FileError> {
-    fs::rename(from, to).map_err(|source| FileError::at("rename", from, source))?;
+    rename(from, to)?;
     let (old, new) = (dir_of(from), dir_of(to));
-    sync_dir(new)?;
-    if old == new { Ok(()) } else { sync_dir(old) }
+    sync_dir("rename.directory", new)?;
+    if old == new { Ok(()) } else { sync_dir("rename.directory", old) }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::rename(from, to).map_err(|source| FileError::at("rename", from, source))
 }
 
 /// The directory that holds the path.
@@ -122,7 +146,7 @@ mod tests {
         assert!(write_atomically(&missing, "record", b"").is_err());
         assert!(remove_durably(&missing.join("record")).is_err());
         assert!(rename_durably(&missing.join("a"), &dir.join("b")).is_err());
-        assert!(sync_dir(&missing).is_err());
+        assert!(sync_dir("write.directory", &missing).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::xfs::Change;
 use super::{btrfs, replay, xfs};
 use crate::domain::{FsType, Uuid};
 use crate::machine::command::{Command, CommandError, Tool};
+use crate::machine::file::sync;
 
 /// Why a clone has no identity of its own.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +106,7 @@ pub fn adopt(path: &Path, fs: FsType, sector: u32, new: &Uuid, lock: &File) -> R
         FsType::Xfs => clone.adopt_xfs()?,
         FsType::Btrfs => clone.adopt_btrfs()?,
     }
-    File::open(path).and_then(|file| file.sync_all()).map_err(|source| clone.cannot_write(source))
+    File::open(path).and_then(|file| sync("adopt.file", &file)).map_err(|source| clone.cannot_write(source))
 }
 
 /// The arguments of one call.

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use super::crc32c;
 use super::superblock::{Filesystem, Superblock, field, le16, le32, le64};
 use crate::domain::{FsType, Uuid};
+use crate::machine::file::sync;
 
 /// Offset and length in bytes.
 pub const PLACE: (u64, usize) = (64 << 10, LENGTH);
@@ -87,9 +88,9 @@ pub fn write(file: &File, bytes: &[u8]) -> io::Result<()> {
         seal(&mut copy);
         file.write_all_at(&copy, offset)?;
     }
-    file.sync_data()?;
+    sync("adopt.copies", file)?;
     file.write_all_at(bytes, PLACE.0)?;
-    file.sync_data()
+    sync("adopt.superblock", file)
 }
 
 fn seal(bytes: &mut [u8]) {

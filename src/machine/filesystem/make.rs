@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::superblock::{self, Superblock};
 use crate::domain::{FsType, Uuid};
 use crate::machine::command::{Command, CommandError, Tool, Version};
+use crate::machine::file::sync;
 
 /// The features of an ext4: those of the kernels of 2016, nothing of the machine's mke2fs.conf (`none` goes first).
 /// `metadata_csum_seed` lets the UUID be changed without writing every block anew, for clones; `resize_inode` and
@@ -69,7 +70,7 @@ pub fn make(path: &Path, fs: FsType, sector: u32, uuid: &Uuid, lock: &File) -> R
         Command::new(tool).args(args).arg(path).change(lock)
     });
     made.map_err(|source| MakeError::Tool { fs, path: path.into(), source })?;
-    let synced = File::open(path).and_then(|file| file.sync_all()).and_then(|()| superblock::read(path, fs));
+    let synced = File::open(path).and_then(|file| sync("format.file", &file)).and_then(|()| superblock::read(path, fs));
     let bytes = synced.map_err(|source| MakeError::Sync { path: path.into(), source })?;
     match superblock::parse(fs, &bytes) {
         Superblock::Sound(made) if made.uuid == *uuid => Ok(()),

@@ -102,7 +102,7 @@ fn grow_file(backing: &File, path: &Path, directory: &Path, size: u64) -> Result
         return Ok(false);
     }
     file::reserve(backing, before..size).map_err(MediumError::step("growing", path))?;
-    backing.sync_all().map_err(MediumError::step("growing", path))?;
+    file::sync("image.grow", backing).map_err(MediumError::step("growing", path))?;
     Ok(true)
 }
 
@@ -145,7 +145,7 @@ fn reserve_and_format(made: &File, path: &Path, directory: &Path, size: u64) -> 
     let sector = sector_of(made, path)?;
     filesystem::make(path, FsType::Xfs, sector, &Uuid::from_random(random), made)
         .map_err(MediumError::step("formatting", path))?;
-    made.sync_all().map_err(MediumError::step("formatting", path))?;
+    file::sync("image.file", made).map_err(MediumError::step("formatting", path))?;
     file::rename_durably(path, &directory.join(FILE)).map_err(MediumError::step("naming", path))
 }
 

@@ -92,8 +92,8 @@ impl Dir {
             Allocation::Thick => file::reserve(file, 0..size),
         };
         laid_out.map_err(|error| failed(key, "laying out", &path, error))?;
-        file.sync_all().map_err(MediumError::step("bringing to the disk", &path))?;
-        file::sync_dir(&self.images).map_err(MediumError::step("bringing to the disk", &self.images))
+        file::sync("piece.file", file).map_err(MediumError::step("bringing to the disk", &path))?;
+        file::sync_dir("piece.directory", &self.images).map_err(MediumError::step("bringing to the disk", &self.images))
     }
 
     fn open_existing(&self, key: &Key) -> Result<File, MediumError> {
@@ -109,8 +109,8 @@ impl Dir {
         let target = self.open_or_make(to)?.get();
         let path = self.path(to);
         file::clone_into(&source, &target).map_err(|error| failed(to, "cloning", &path, error))?;
-        target.sync_all().map_err(MediumError::step("bringing to the disk", &path))?;
-        file::sync_dir(&self.images).map_err(MediumError::step("bringing to the disk", &self.images))
+        file::sync("clone.file", &target).map_err(MediumError::step("bringing to the disk", &path))?;
+        file::sync_dir("clone.directory", &self.images).map_err(MediumError::step("bringing to the disk", &self.images))
     }
 
     fn piece(&self, key: Key, path: &Path) -> Result<Piece, MediumError> {
@@ -206,7 +206,7 @@ impl Medium for Dir {
             file::set_file_size(&file, size).map_err(MediumError::step("growing", &path))?;
             return Err(failed(key, "growing", &path, error));
         }
-        file.sync_all().map_err(MediumError::step("bringing to the disk", &path))?;
+        file::sync("grow.file", &file).map_err(MediumError::step("bringing to the disk", &path))?;
         Ok(Outcome::Made(Clean::Zeroed))
     }
 

@@ -1,0 +1,160 @@
+//! The power fails: at every step of the code, at random moments, right after an answer. What was answered and what was
+//! synced is there when the host has booted again, what was cut off comes to its end when it is asked again, and nothing is
+//! left over.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::io::BufRead;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use support::lab::tail;
+use support::life::{Cut, Dice, Ground, Life, live};
+use support::{Host, Lab, steps, syncs};
+
+/// About so many deeds a life has.
+const DEEDS: usize = 84;
+
+/// One life with one power cut.
+#[derive(Debug, Clone)]
+struct Row {
+    ground: Ground,
+    /// The file system in Filesystem volumes.
+    fs: &'static str,
+    cut: Cut,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All that was answered and synced is there.
+    Held,
+    /// The life ended before its cut came.
+    Unreached,
+}
+
+impl Row {
+    /// A step of the code; the first lives are on XFS.
+    fn at_step(number: usize) -> Option<Row> {
+        let steps = steps();
+        let ground = *Ground::ALL.get(number / steps.len())?;
+        Some(Row { ground, fs: "xfs", cut: Cut::AtStep(steps[number % steps.len()].clone()) })
+    }
+
+    /// A moment drawn from a seed.
+    fn at_random(seed: u64) -> Row {
+        let mut dice = Dice::new(seed);
+        let (ground, fs) = (Ground::ALL[dice.below(3)], ["ext4", "xfs", "btrfs"][dice.below(3)]);
+        let deed = 1 + dice.below(DEEDS);
+        // what a pool is made of takes longer than a call
+        let longest = if deed == 1 { 1500 } else { 300 };
+        let after = Duration::from_millis(dice.below(longest) as u64);
+        Row { ground, fs, cut: Cut::After(deed, after) }
+    }
+
+    /// Right after a deed.
+    fn answered(number: usize) -> Row {
+        let (ground, deed) = (Ground::ALL[number / DEEDS % 3], 1 + number % DEEDS);
+        Row { ground, fs: "xfs", cut: Cut::Answered(deed) }
+    }
+
+    /// Something is never brought to the disk, and the power fails after the deed for which that was so the first time,
+    /// the second time, ..; on each ground in turn.
+    fn unsynced(name: &str, number: usize) -> Row {
+        let fs = if name.starts_with("adopt.") { ["xfs", "ext4", "btrfs"][number / 3 % 3] } else { "xfs" };
+        Row { ground: Ground::ALL[number % 3], fs, cut: Cut::Unsynced(name.to_owned(), 1 + number / 3) }
+    }
+
+    /// The row of a campaign that a seed stands for.
+    fn of(campaign: &str, seed: u64) -> Option<Row> {
+        let number = usize::try_from(seed).unwrap();
+        match campaign {
+            "power" => Some(Row::at_random(seed)),
+            "power-steps" => Row::at_step(number),
+            "power-answers" => Some(Row::answered(number)),
+            _ => campaign.strip_prefix("power-unsynced-").map(|name| Row::unsynced(name, number)),
+        }
+    }
+
+    fn live(&self, host: &Host) -> Outcome {
+        let mut life = Life::begin(host, self.ground, self.cut.clone());
+        live(&mut life, self.fs);
+        if life.cut_in.is_some() { Outcome::Held } else { Outcome::Unreached }
+    }
+
+    /// The same, and says what was lost.
+    fn try_live(&self, host: &Host) -> Result<Outcome, String> {
+        catch_unwind(AssertUnwindSafe(|| self.live(host))).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+        })
+    }
+}
+
+fn live_all(rows: impl IntoIterator<Item = (u64, Row)>) {
+    let lab = Lab::up(&[("a", "4G")]);
+    for (seed, row) in rows {
+        let begun = Instant::now();
+        println!("seed {seed}: {row:?}");
+        let outcome = row.live(&lab.host("a"));
+        println!("seed {seed}: {outcome:?}, {} ms", begun.elapsed().as_millis());
+    }
+}
+
+/// The commit chooses what is tried this time: all comes by turns.
+fn seed_of_commit() -> u64 {
+    let commit = support::run(&["git", "-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"]);
+    println!("rows and seeds in turn, chosen by commit {commit}");
+    u64::from_str_radix(&commit[..8], 16).unwrap()
+}
+
+#[test]
+fn the_power_fails_at_random_moments() {
+    let first = seed_of_commit();
+    live_all((first..first + 10).map(|seed| (seed, Row::at_random(seed))));
+}
+
+#[test]
+fn the_power_fails_at_steps_in_turn() {
+    let (mut dice, count) = (Dice::new(seed_of_commit()), steps().len());
+    let numbers: Vec<usize> = (0..8).map(|_| dice.below(count)).collect();
+    live_all(numbers.into_iter().map(|number| (number as u64, Row::at_step(number).unwrap())));
+}
+
+/// Rows of a campaign, for tests/campaign: a seed on each line of stdin, a result on each line of stdout.
+#[test]
+#[ignore = "run by tests/campaign"]
+fn campaign() {
+    let campaign = std::env::var("CISTERN_CAMPAIGN").expect("tests/campaign says which");
+    let mut lab = None;
+    for line in std::io::stdin().lock().lines() {
+        let seed = line.unwrap().parse().unwrap();
+        let row = Row::of(&campaign, seed).unwrap_or_else(|| panic!("{campaign} has no seed {seed}"));
+        let begun = Instant::now();
+        let host = lab.get_or_insert_with(|| Lab::up(&[("a", "4G")])).host("a");
+        let result = row.try_live(&host);
+        let (outcome, why) = match &result {
+            Ok(outcome) => (format!("{outcome:?}").to_lowercase(), String::new()),
+            Err(why) => ("lost".to_owned(), why.clone()),
+        };
+        if result.is_err() {
+            eprintln!("{campaign} {seed} {row:?}: {why}\n{}", tail(&host.log(), 60));
+            lab = None;
+        }
+        let seconds = begun.elapsed().as_secs();
+        let row = format!("{row:?}");
+        println!(
+            "campaign: {}",
+            serde_json::json!({ "seed": seed, "row": row, "outcome": outcome, "why": why, "seconds": seconds })
+        );
+    }
+}
+
+/// What a campaign's seeds are, if they have an end; and what can be left out.
+#[test]
+#[ignore = "run by tests/campaign"]
+fn campaign_seeds() {
+    println!("campaign: {}", serde_json::json!({ "power-steps": steps().len() * 3, "syncs": syncs() }));
+}
