@@ -1,7 +1,7 @@
 //! The commands, their flags and help.
 
-mod controller;
 mod certs;
+mod controller;
 mod doctor;
 mod host;
 mod people;

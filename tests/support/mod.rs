@@ -5,9 +5,9 @@
 pub mod client;
 pub mod inventory;
 pub mod lab;
-pub mod peers;
 pub mod life;
 pub mod names;
+pub mod peers;
 pub mod place;
 pub mod rights;
 pub mod server;
