@@ -81,8 +81,9 @@ impl Host {
                     Ok(store)
                 }
                 other => {
-                    // an open store is let go of before its place is opened anew
-                    self.write().remove(&spec.name);
+                    // an open store is let go of before its place is opened anew, and is down meanwhile: not unknown
+                    let down = Pool { spec: spec.clone(), store: Err("it is being opened".to_owned()) };
+                    self.write().insert(spec.name.clone(), down);
                     let said = other.and_then(|pool| pool.store.err());
                     self.open(&spec, said)
                 }
