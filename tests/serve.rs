@@ -89,6 +89,35 @@ fn pools_are_read_again_when_the_file_changes() {
 }
 
 #[test]
+fn a_pool_that_is_opened_anew_is_never_taken_for_none() {
+    let place = Place::with("xfs", "4G");
+    let directory = place.pool_directory();
+    let with_size = |size: &str| {
+        let text =
+            format!("pools:\n- name: p\n  dir: {{ path: {}, image: {{ size: {size} }} }}\n", directory.display());
+        fs::write(place.path("pools.yaml.new"), text).unwrap();
+        fs::rename(place.path("pools.yaml.new"), place.path("pools.yaml")).unwrap();
+        place.path("pools.yaml")
+    };
+    let server = Server::start(&place, &with_size("1Gi"));
+    let csi = server.client();
+    csi.create(&mut Volume::block("one", 32 * MIB)).unwrap();
+    let before = csi.capacity();
+    with_size("2Gi");
+    eventually("the pool grows", || {
+        match csi.try_volumes() {
+            Ok(listed) => assert_eq!(listed.len(), 1, "a list without the pool"),
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+        }
+        match csi.try_capacity() {
+            Ok(now) => (now > before).then_some(()),
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => panic!("{status:?}"),
+        }
+    });
+}
+
+#[test]
 fn an_empty_directory_is_not_taken_for_a_store_that_was_there() {
     let place = Place::with("xfs", "1G");
     let config = place.pool("");

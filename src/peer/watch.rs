@@ -18,7 +18,7 @@ use crate::proto::internal::{self, Greeting, Report, Reports, Whole};
 /// How many entries one message brings: a few hundred bytes each.
 const ENTRIES: usize = 256;
 /// How often space is looked at, which changes without any record changing.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What a controller is sent.
 pub type ReportStream = ReceiverStream<Result<Reports, Status>>;

@@ -95,10 +95,9 @@ impl Host {
                     Ok(store)
                 }
                 other => {
-                    // an open store is let go of before its place is opened anew; until then the pool is down, and not
-                    // unknown: it may have what is looked for
-                    let opening = Err("it is being opened".to_owned());
-                    self.write().insert(spec.name.clone(), Pool { spec: spec.clone(), store: opening });
+                    // an open store is let go of before its place is opened anew, and is down meanwhile: not unknown
+                    let down = Pool { spec: spec.clone(), store: Err("it is being opened".to_owned()) };
+                    self.write().insert(spec.name.clone(), down);
                     let said = other.and_then(|pool| pool.store.err());
                     self.open(&spec, said)
                 }

@@ -164,7 +164,7 @@ impl Fleet {
         };
         let link = self.link(&host).ok_or_else(|| Status::unavailable(format!("host {host} is not in the fleet")))?;
         match link.standing() {
-            Standing::Here => Ok(link),
+            Standing::Here { .. } => Ok(link),
             Standing::Away { why, .. } => Err(Status::unavailable(format!("host {host} cannot be reached: {why}"))),
         }
     }
@@ -174,8 +174,8 @@ impl Fleet {
         self.text().pools.iter().flatten().any(|pool| pool.spec.lost.contains(store))
     }
 
-    /// The hosts that carry a pool, or may: those that are away and were not seen since start may have any pool that the
-    /// fleet's text lets them have.
+    /// The hosts that carry a pool, or may: those that have not told what they have may have any pool that the fleet's text
+    /// lets them have, and those that it is brought to will have it.
     pub fn candidates(&self, pool: &PoolName) -> Vec<placement::Candidate> {
         let text = self.text();
         let spec = text.pools.iter().flatten().find(|of_fleet| of_fleet.spec.name == *pool);
@@ -183,15 +183,16 @@ impl Fleet {
         let candidate = |link: Arc<Link>| {
             let known = inventory.pool(&link.name, pool);
             let standing = match (link.standing(), known) {
-                (Standing::Here, Some(view)) => match &view.down {
+                (Standing::Here { .. }, Some(view)) => match &view.down {
                     None => placement::Standing::Here { available: view.available },
                     Some((since, _)) => placement::Standing::Away { since: since.elapsed() },
                 },
-                (Standing::Here, None) => return None,
-                (Standing::Away { since, .. }, known) => {
-                    let was_seen = inventory.is_whole(&link.name);
-                    let may =
-                        known.is_some() || !was_seen && spec.is_none_or(|of_fleet| of_fleet.spec.may_be_on(&link.name));
+                (Standing::Away { since, .. }, Some(_)) => placement::Standing::Away { since: since.elapsed() },
+                (Standing::Here { since } | Standing::Away { since, .. }, None) => {
+                    let may = match spec {
+                        Some(of_fleet) => of_fleet.spec.may_be_on(&link.name),
+                        None => !inventory.is_whole(&link.name),
+                    };
                     may.then_some(placement::Standing::Away { since: since.elapsed() })?
                 }
             };
@@ -202,8 +203,8 @@ impl Fleet {
 
     // what the links tell
 
-    pub(super) fn begun(&self, host: &NodeName) -> u64 {
-        self.inventory_mut().begin(host)
+    pub(super) fn begun(&self, host: &NodeName) {
+        self.inventory_mut().begin(host);
     }
 
     pub(super) fn ended(&self, host: &NodeName) {
@@ -214,7 +215,7 @@ impl Fleet {
         self.unsettled.notify_one();
     }
 
-    pub(super) fn take(&self, host: &NodeName, _session: u64, reports: Reports) {
+    pub(super) fn take(&self, host: &NodeName, reports: Reports) {
         let text = self.text();
         let mut inventory = self.inventory_mut();
         for news in reports.reports.into_iter().filter_map(|Report { news }| news) {

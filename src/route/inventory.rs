@@ -46,6 +46,7 @@ pub struct PoolView {
     pub available: u64,
     /// As it was told.
     pub told: internal::Pool,
+    session: u64,
 }
 
 /// A store as one host has it.
@@ -117,11 +118,10 @@ impl Inventory {
     }
 
     /// A host begins a report anew.
-    pub fn begin(&mut self, host: &NodeName) -> u64 {
+    pub fn begin(&mut self, host: &NodeName) {
         let view = self.hosts.entry(host.clone()).or_default();
         view.session += 1;
         view.live = true;
-        view.session
     }
 
     /// A host's report has ended. What it said is kept: its volumes still exist.
@@ -143,10 +143,7 @@ impl Inventory {
             News::Pool(pool) => self.take_pool(host, fleet, pool),
             News::PoolGone(name) => {
                 let name: PoolName = name.parse().map_err(|error| format!("a pool that is gone: {error}"))?;
-                let gone = self.hosts.get_mut(host).and_then(|view| view.pools.remove(&name));
-                if let Some(store) = gone.and_then(|pool| pool.store) {
-                    self.drop_claim(host, &store);
-                }
+                self.drop_pool(host, &name);
                 Ok(())
             }
             News::Volume(volume) => self.take_volume(host, volume),
@@ -185,7 +182,8 @@ impl Inventory {
             (None, None) => Some((Instant::now(), told.down.clone())),
         };
         let before_store = before.and_then(|before| before.store);
-        view.pools.insert(name.clone(), PoolView { store, down, available: told.available_bytes, told });
+        let session = view.session;
+        view.pools.insert(name.clone(), PoolView { store, down, available: told.available_bytes, told, session });
         if let Some(old) = before_store.filter(|old| Some(*old) != store) {
             self.drop_claim(host, &old);
         }
@@ -266,6 +264,10 @@ impl Inventory {
             }
         }
         gone.iter().for_each(|id| self.forget(host, id));
+        let pools = self.hosts.get(host).into_iter().flat_map(|view| &view.pools);
+        let old: Vec<PoolName> =
+            pools.filter(|(_, pool)| pool.session != session).map(|(name, _)| name.clone()).collect();
+        old.iter().for_each(|name| self.drop_pool(host, name));
         if let Some(view) = self.hosts.get_mut(host) {
             view.whole = true;
         }
@@ -277,6 +279,13 @@ impl Inventory {
 
     fn claim(&mut self, host: &NodeName, store: &StoreId) -> Option<&mut Claimed> {
         self.stores.get_mut(store)?.iter_mut().find(|claim| claim.host == *host)
+    }
+
+    fn drop_pool(&mut self, host: &NodeName, name: &PoolName) {
+        let gone = self.hosts.get_mut(host).and_then(|view| view.pools.remove(name));
+        if let Some(store) = gone.and_then(|pool| pool.store) {
+            self.drop_claim(host, &store);
+        }
     }
 
     fn drop_claim(&mut self, host: &NodeName, store: &StoreId) {

@@ -34,7 +34,10 @@ pub struct Link {
 #[derive(Debug, Clone)]
 pub enum Standing {
     /// It answers.
-    Here,
+    Here {
+        /// Since when.
+        since: Instant,
+    },
     /// It does not.
     Away {
         /// Since when, as far as this controller knows.
@@ -58,7 +61,7 @@ impl Link {
 
     /// Whether it answers.
     pub fn is_here(&self) -> bool {
-        matches!(*self.lock(), Standing::Here)
+        matches!(*self.lock(), Standing::Here { .. })
     }
 
     /// Whether it answers, or was found not to.
@@ -97,7 +100,7 @@ impl Link {
         let mut standing = self.lock();
         let since = match &*standing {
             Standing::Away { since, .. } => *since,
-            Standing::Here => {
+            Standing::Here { .. } => {
                 tracing::warn!(host = %self.name, why, "host is away");
                 Instant::now()
             }
@@ -106,10 +109,8 @@ impl Link {
     }
 
     fn here(&self) {
-        let before = std::mem::replace(&mut *self.lock(), Standing::Here);
-        if !matches!(before, Standing::Here) {
-            tracing::info!(host = %self.name, "host is here");
-        }
+        *self.lock() = Standing::Here { since: Instant::now() };
+        tracing::info!(host = %self.name, "host is here");
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Standing> {
@@ -125,7 +126,7 @@ pub async fn follow(fleet: Arc<Fleet>, link: Arc<Link>) {
         let begun = Instant::now();
         let why = match listen(&fleet, &link).await {
             Ok(()) => "its report has ended".to_owned(),
-            Err(status) => status.message().to_owned(),
+            Err(status) => format!("{:?}: {}", status.code(), status.message()),
         };
         link.away(why);
         fleet.ended(&link.name);
@@ -136,8 +137,10 @@ pub async fn follow(fleet: Arc<Fleet>, link: Arc<Link>) {
 
 /// One report, from its greeting to its end.
 async fn listen(fleet: &Arc<Fleet>, link: &Arc<Link>) -> Result<(), Status> {
+    // what was suspected of an earlier connection says nothing of this one
+    let _ = tokio::time::timeout(Duration::ZERO, link.suspected.notified()).await;
     let mut stream = begin(link).await?;
-    let session = fleet.begun(&link.name);
+    fleet.begun(&link.name);
     bring_pools(fleet, link).await?;
     // one that greets and does not answer is of no use
     let nothing = Key::of_name(Kind::Volume, "");
@@ -157,7 +160,7 @@ async fn listen(fleet: &Arc<Fleet>, link: &Arc<Link>) -> Result<(), Status> {
             }
         };
         match next {
-            Some(reports) => fleet.take(&link.name, session, reports),
+            Some(reports) => fleet.take(&link.name, reports),
             None => return Ok(()),
         }
     }

@@ -308,13 +308,21 @@ impl Csi {
     }
 
     pub fn capacity(&self) -> i64 {
+        self.try_capacity().unwrap()
+    }
+
+    pub fn try_capacity(&self) -> Result<i64, Status> {
         let asked =
             csi::GetCapacityRequest { parameters: [("pool".to_owned(), "p".to_owned())].into(), ..Default::default() };
-        self.wait(self.controller().get_capacity(request(asked))).unwrap().available_capacity
+        Ok(self.wait(self.controller().get_capacity(request(asked)))?.available_capacity)
     }
 
     pub fn volumes(&self) -> Vec<csi::list_volumes_response::Entry> {
-        self.wait(self.controller().list_volumes(request(csi::ListVolumesRequest::default()))).unwrap().entries
+        self.try_volumes().unwrap()
+    }
+
+    pub fn try_volumes(&self) -> Result<Vec<csi::list_volumes_response::Entry>, Status> {
+        Ok(self.wait(self.controller().list_volumes(request(csi::ListVolumesRequest::default())))?.entries)
     }
 
     pub fn snapshots(&self) -> Result<Vec<csi::Snapshot>, Status> {
