@@ -103,6 +103,20 @@ fn unsafe_is_in_machine_alone() {
     }
 }
 
+/// What is brought to a disk has a name, so that it can be left out and is seen to be missed (tests/power.rs).
+#[test]
+fn fsync_is_called_in_one_place() {
+    let own = [source("machine/file/durable.rs"), source("machine/device.rs")];
+    // a probe of direct I/O, whose file is removed
+    let probe = source("machine/file/space.rs");
+    for file in files(&source("")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let is_free = own.contains(&file) || file == probe || file.file_name().unwrap() == "tests.rs";
+        let calls = ["sync_all()", "sync_data()", "fsync(", "fdatasync(", "syncfs("].map(|call| text.contains(call));
+        assert!(is_free || !calls.contains(&true), "{} calls fsync itself", file.display());
+    }
+}
+
 #[test]
 fn every_file_says_what_lives_there() {
     for file in files(&source("")) {

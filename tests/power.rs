@@ -10,9 +10,11 @@ use std::io::BufRead;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use support::client::MIB;
+use support::cut::{Cut, Ground};
 use support::lab::tail;
-use support::life::{Cut, Dice, Ground, Life, live};
-use support::{Host, Lab, steps, syncs};
+use support::life::{Content, Life};
+use support::{Dice, Host, Lab, Volume, steps, syncs};
 
 /// About so many deeds a life has.
 const DEEDS: usize = 84;
@@ -63,7 +65,7 @@ impl Row {
     /// Something is never brought to the disk, and the power fails after the deed for which that was so the first time,
     /// the second time, ..; on each ground in turn.
     fn unsynced(name: &str, number: usize) -> Row {
-        let fs = if name.starts_with("adopt.") { ["xfs", "ext4", "btrfs"][number / 3 % 3] } else { "xfs" };
+        let fs = if ["adopt.copies", "adopt.superblock"].contains(&name) { "btrfs" } else { "xfs" };
         Row { ground: Ground::ALL[number % 3], fs, cut: Cut::Unsynced(name.to_owned(), 1 + number / 3) }
     }
 
@@ -90,6 +92,107 @@ impl Row {
             let text = panic.downcast_ref::<String>().cloned();
             text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
         })
+    }
+}
+
+/// Every operation on every kind of volume, with data written on the way and held against what is there.
+fn live(life: &mut Life, fs: &str) {
+    let (small, large) = sizes(fs);
+    life.create(Volume::block("thin", 32 * MIB).with("wipe", "zero"), Content::new());
+    let thick = Volume::block("thick", 32 * MIB).with("allocation", "thick").with("wipe", "discard");
+    life.create(thick, Content::new());
+    life.create(Volume::filesystem("files", fs, small), Content::new());
+    for (name, file) in WRITTEN {
+        life.use_volume(name, false);
+        life.write(name, file, 0);
+        life.write(name, file, 20 * MIB);
+    }
+    for (name, file) in WRITTEN {
+        cut(life, name, file);
+    }
+    restore(life, "", large);
+    life.grow("thick", 48 * MIB);
+    life.write("thick", "", 40 * MIB);
+    life.grow("files", large);
+    life.write("files", "other", 0);
+    life.modify("thin", "readAheadKiB", "64");
+    if life.ground == Ground::Image {
+        life.grow_pool();
+    }
+    for (name, _) in WRITTEN {
+        life.check(name);
+    }
+    remove_restored(life, "");
+    if life.cut_in.is_some() {
+        // what they are has not been seen since
+        restore(life, "again-", large);
+        remove_restored(life, "again-");
+    }
+    for (name, _) in WRITTEN {
+        life.release(name);
+        life.delete(name);
+    }
+    for (name, _) in WRITTEN {
+        life.delete_snapshot(&format!("{name}-cut"));
+    }
+    life.end();
+}
+
+/// The volumes that are written to, and where.
+const WRITTEN: [(&str, &str); 3] = [("thin", ""), ("thick", ""), ("files", "file")];
+
+/// A volume with a file system, and what it grows to.
+fn sizes(fs: &str) -> (i64, i64) {
+    match fs {
+        "ext4" => (64 * MIB, 96 * MIB),
+        "btrfs" => (256 * MIB, 320 * MIB),
+        _ => (320 * MIB, 400 * MIB),
+    }
+}
+
+/// Cuts a snapshot, and goes on writing while it is being made if that can be.
+fn cut(life: &mut Life, name: &str, file: &str) {
+    let cut = format!("{name}-cut");
+    if life.ground.has_reflinks() {
+        life.cut_in_use(name, file, 10 * MIB, &cut);
+        life.write(name, file, 0);
+        life.ready(name, &cut);
+    } else {
+        life.release(name);
+        life.cut(name, &cut);
+        life.ready(name, &cut);
+        life.use_volume(name, false);
+        life.write(name, file, 0);
+    }
+}
+
+/// A volume of each snapshot or, for one, of the volume itself.
+fn restore(life: &mut Life, prefix: &str, large: i64) {
+    let named = |name: &str| format!("{prefix}{name}");
+    let (thin_cut, thin) = life.snapshot("thin-cut");
+    life.create(Volume::block(&named("restored"), 64 * MIB).restored_from(&thin_cut), thin);
+    let copied = Volume::block(&named("copied"), 48 * MIB).with("allocation", "thick");
+    if life.ground.has_reflinks() && prefix.is_empty() {
+        let (source, content) = (life.volume("thick"), life.content("thick"));
+        life.create(copied.cloned_from(&source), content);
+    } else {
+        let (thick_cut, thick) = life.snapshot("thick-cut");
+        life.create(copied.restored_from(&thick_cut), thick);
+    }
+    let (files_cut, files) = life.snapshot("files-cut");
+    let fs = life.volume("files").fs.unwrap();
+    life.create(Volume::filesystem(&named("cloned"), &fs, large).restored_from(&files_cut), files);
+    for (name, read_only) in [("restored", true), ("copied", false), ("cloned", false)] {
+        life.use_volume(&named(name), read_only);
+        life.check(&named(name));
+    }
+}
+
+fn remove_restored(life: &mut Life, prefix: &str) {
+    for name in ["restored", "copied", "cloned"] {
+        let name = format!("{prefix}{name}");
+        life.release(&name);
+        life.delete(&name);
     }
 }
 
@@ -121,6 +224,19 @@ fn the_power_fails_at_steps_in_turn() {
     let (mut dice, count) = (Dice::new(seed_of_commit()), steps().len());
     let numbers: Vec<usize> = (0..8).map(|_| dice.below(count)).collect();
     live_all(numbers.into_iter().map(|number| (number as u64, Row::at_step(number).unwrap())));
+}
+
+/// The tests above see a loss: what they find is that there was none.
+#[test]
+fn an_fsync_that_is_left_out_is_missed() {
+    let lab = Lab::up(&[("a", "4G")]);
+    let row = Row::unsynced("rename.directory", 0);
+    assert_eq!(row.try_live(&lab.host("a")), Err("thin is lost".to_owned()));
+    drop(lab);
+    let lab = Lab::up(&[("a", "4G")]);
+    let row = Row::unsynced("job.file", 0);
+    let why = row.try_live(&lab.host("a")).unwrap_err();
+    assert!(why.contains("has lost what was written"), "{why}");
 }
 
 /// Rows of a campaign, for tests/campaign: a seed on each line of stdin, a result on each line of stdout.

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ static LABS: AtomicU32 = AtomicU32::new(0);
 /// Waits until nobody holds its stdin any more, then ends what runs in the lab, and the lab.
 const KEEPER: &str = r#"
 cat
-for process in $(ip netns pids "$LAB_NAME"); do kill -KILL "$process"; done
+for process in $(ip netns pids "$LAB_NAME"); do kill -KILL "$process" 2>/dev/null; done
 while [ -n "$(ip netns pids "$LAB_NAME")" ]; do sleep 0.02; done
 "$1" down
 rm -rf "$2"
@@ -59,6 +59,16 @@ struct Connection {
     _stdin: ChildStdin,
     /// Sockets that lead through it.
     ways: HashSet<PathBuf>,
+}
+
+/// Something that is held open in a host.
+pub struct Held(Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }
 
 impl Lab {
@@ -173,19 +183,22 @@ impl Host {
     }
 
     fn reconnect(&self) {
+        let connection = eventually("ssh's connection is there", || self.try_connect());
+        *self.connection() = Some(connection);
+    }
+
+    /// On a busy machine a host may take longer to answer than ssh waits.
+    fn try_connect(&self) -> Option<Connection> {
         let mut ssh = self.ssh();
-        let mut ssh = ssh
-            .args(["-o", "StreamLocalBindUnlink=yes", "-M", &self.name, "cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        ssh.args(["-o", "StreamLocalBindUnlink=yes", "-M", &self.name, "echo; exec cat"]);
+        let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = ssh.stdin.take().unwrap();
-        *self.connection() = Some(Connection { ssh, _stdin: stdin, ways: HashSet::new() });
-        eventually("ssh's connection is there", || {
-            let asked = self.ssh().args(["-O", "check", &self.name]).output().unwrap();
-            asked.status.success().then_some(())
-        });
+        let is_there = ssh.stdout.as_mut().unwrap().read(&mut [0]).unwrap() == 1;
+        let mut connection = Connection { ssh, _stdin: stdin, ways: HashSet::new() };
+        if !is_there {
+            connection.ssh.wait().unwrap();
+        }
+        is_there.then_some(connection)
     }
 
     fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
@@ -278,14 +291,34 @@ impl Host {
 
     /// The same; says what failed.
     pub fn try_write(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) -> Result<(), String> {
-        let (to, seek) = (format!("of={}", path.as_ref().display()), format!("seek={offset}"));
-        let how = ["bs=1M", "iflag=fullblock", "oflag=seek_bytes", "conv=notrunc,fsync"];
+        self.try_dd(path.as_ref(), offset, bytes, "conv=notrunc,fsync")
+    }
+
+    /// Writes the bytes and leaves it to the kernel when they reach the disk. Those of a device do when nobody has it open
+    /// any more: see [`Host::hold`].
+    pub fn try_write_unsynced(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) -> Result<(), String> {
+        self.try_dd(path.as_ref(), offset, bytes, "conv=notrunc")
+    }
+
+    fn try_dd(&self, path: &Path, offset: u64, bytes: &[u8], conv: &str) -> Result<(), String> {
+        let (to, seek) = (format!("of={}", path.display()), format!("seek={offset}"));
+        let how = ["bs=1M", "iflag=fullblock", "oflag=seek_bytes", conv];
         let mut dd = self.command(&[&["dd", "status=none"], &how[..], &[&to, &seek]].concat());
         let mut dd = dd.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // one that has ended already says why below
         let _ = dd.stdin.take().unwrap().write_all(bytes);
         let done = dd.wait_with_output().unwrap();
         said_well(&format!("dd {to}"), done).map(|_| ())
+    }
+
+    /// Has it open until the answer is dropped, as a guest does.
+    pub fn hold(&self, path: impl AsRef<Path>) -> Result<Held, String> {
+        let script = r#"exec 3<"$0"; echo; exec cat >/dev/null"#;
+        let mut sh = self.command(&["sh", "-ec", script, path.as_ref().to_str().unwrap()]);
+        let mut held = Held(sh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let mut line = [0];
+        let read = held.0.stdout.as_mut().unwrap().read(&mut line).unwrap();
+        if read == 1 { Ok(held) } else { Err(format!("{} cannot be held", path.as_ref().display())) }
     }
 
     /// Reads so many bytes of a file or device, or as many as there are.

@@ -10,86 +10,13 @@ use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
 
-use super::client::MIB;
-use super::{Csi, Host, Volume, eventually};
+use super::cut::{Cut, Ground};
+use super::{Csi, Dice, Host, Volume, eventually};
 
 const SOCKET: &str = "/run/cistern/csi.sock";
 const PLACE: &str = "/place";
 /// How much is written at a time.
 const PIECE: usize = 64 << 10;
-
-/// What a pool stands on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ground {
-    /// A directory on XFS, which has reflinks.
-    Xfs,
-    /// A pool that is one file, on ext4.
-    Image,
-    /// A directory on ext4, which has none.
-    Ext4,
-}
-
-impl Ground {
-    pub const ALL: [Ground; 3] = [Ground::Xfs, Ground::Image, Ground::Ext4];
-
-    pub fn has_reflinks(self) -> bool {
-        self != Ground::Ext4
-    }
-
-    fn pools(self) -> &'static str {
-        match self {
-            Ground::Image => "pools:\n- name: p\n  dir: { path: /place/disk/pool, image: { size: 2560Mi } }\n",
-            _ => "pools:\n- name: p\n  dir: { path: /place/disk/pool }\n",
-        }
-    }
-
-    fn mkfs(self) -> &'static str {
-        match self {
-            Ground::Xfs => "mkfs.xfs -qf",
-            _ => "mkfs.ext4 -qF",
-        }
-    }
-
-    /// The kernel writes nothing by itself: what nobody has synced is lost.
-    fn mount(self) -> &'static str {
-        match self {
-            Ground::Xfs => "mount",
-            _ => "mount -o commit=3600",
-        }
-    }
-}
-
-/// When the power fails.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cut {
-    /// It does not.
-    Never,
-    /// When this step of the code is reached.
-    AtStep(String),
-    /// So long after this deed has begun.
-    After(usize, Duration),
-    /// When this deed has been answered, before anything else is done.
-    Answered(usize),
-    /// This is never brought to the disk, and the power fails after the deed in which that was so for this many times.
-    Unsynced(String, usize),
-}
-
-impl Cut {
-    /// What the server is told.
-    fn variables(&self, hang: &str, seen: &str) -> Vec<(&'static str, String)> {
-        match self {
-            Cut::AtStep(step) => vec![
-                ("CISTERN_STEP", format!("{step}=hang")),
-                ("CISTERN_STEP_HANG", hang.to_owned()),
-                ("CISTERN_STEP_SEEN", seen.to_owned()),
-            ],
-            Cut::Unsynced(name, _) => {
-                vec![("CISTERN_UNSYNCED", name.clone()), ("CISTERN_STEP_SEEN", seen.to_owned())]
-            }
-            _ => Vec::new(),
-        }
-    }
-}
 
 /// Where something is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +32,7 @@ enum State {
 }
 
 /// Places that were written and synced, and what was.
-type Content = BTreeMap<(String, u64), u64>;
+pub type Content = BTreeMap<(String, u64), u64>;
 
 /// A volume as it was answered.
 struct Kept {
@@ -145,7 +72,7 @@ struct KeptSnapshot {
 /// A life in a host.
 pub struct Life<'a> {
     host: &'a Host,
-    ground: Ground,
+    pub ground: Ground,
     csi: Option<Csi>,
     cut: Cut,
     deeds: usize,
@@ -293,8 +220,9 @@ impl<'a> Life<'a> {
             let kept = &self.volumes[&name];
             let again = |what: &str, act: &dyn Fn() -> Result<(), Status>| {
                 eventually(what, || match act() {
+                    Ok(()) => Some(()),
                     Err(status) if matches!(status.code(), Code::Aborted | Code::Unavailable) => None,
-                    done => Some(done.unwrap_or_else(|status| panic!("{what} {name} again: {status:?}"))),
+                    Err(status) => panic!("{what} {name} again: {status:?}"),
                 });
             };
             if kept.staged {
@@ -487,10 +415,38 @@ impl<'a> Life<'a> {
 
     /// Cuts a snapshot; it may not be ready.
     pub fn cut(&mut self, name: &str, cut: &str) {
+        self.begin_snapshot(name, cut);
+        let id = self.deed(&format!("cut {cut}"), |life| life.ask_snapshot(name, cut));
+        self.snapshot_answered(cut, id);
+    }
+
+    /// Cuts a snapshot of a volume in use, right after something was written that nobody has synced: it is in the snapshot,
+    /// and from then on it is synced.
+    pub fn cut_in_use(&mut self, name: &str, file: &str, at: i64, cut: &str) {
+        self.written += 1;
+        let (place, label) = ((file.to_owned(), u64::try_from(at).unwrap()), self.written);
+        self.begin_snapshot(name, cut);
+        let id = self.deed(&format!("write and cut {cut}"), |life| {
+            let path = life.volumes[name].path(file);
+            let _held = life.host.hold(&path).map_err(Status::unknown)?;
+            life.host.try_write_unsynced(&path, place.1, &pattern(label)).map_err(Status::unknown)?;
+            life.ask_snapshot(name, cut)
+        });
+        self.kept(name).content.insert(place.clone(), label);
+        self.snapshots.get_mut(cut).unwrap().content.insert(place, label);
+        self.snapshot_answered(cut, id);
+    }
+
+    fn begin_snapshot(&mut self, name: &str, cut: &str) {
         let making = KeptSnapshot { id: String::new(), state: State::Making, content: self.content(name) };
         self.snapshots.insert(cut.to_owned(), making);
-        let id = self
-            .deed(&format!("cut {cut}"), |life| Ok(life.csi().snapshot(&life.volumes[name].volume, cut)?.snapshot_id));
+    }
+
+    fn ask_snapshot(&self, name: &str, cut: &str) -> Result<String, Status> {
+        Ok(self.csi().snapshot(&self.volumes[name].volume, cut)?.snapshot_id)
+    }
+
+    fn snapshot_answered(&mut self, cut: &str, id: String) {
         let kept = self.snapshots.get_mut(cut).unwrap();
         (kept.id, kept.state) = (id, State::Made);
     }
@@ -525,6 +481,17 @@ impl<'a> Life<'a> {
 
     pub fn modify(&mut self, name: &str, key: &str, value: &str) {
         self.deed(&format!("modify {name}"), |life| life.csi().modify(&life.volumes[name].volume, key, value));
+    }
+
+    /// A pool that is one file gets a larger one.
+    pub fn grow_pool(&mut self) {
+        let larger = Ground::Image.pools().replace("2560Mi", "2816Mi");
+        let before = self.deed("ask for the capacity", |life| life.csi().try_capacity());
+        self.deed("grow the pool", |life| {
+            life.host.try_write("/place/pools.yaml", 0, larger.as_bytes()).map_err(Status::unknown)?;
+            let capacity = life.csi().try_capacity()?;
+            (capacity > before).then_some(()).ok_or_else(|| Status::aborted("it has not grown"))
+        });
     }
 
     /// Everything has been deleted, and nothing is left over.
@@ -568,124 +535,4 @@ fn keep_in_memory(host: &Host) {
 fn pattern(label: u64) -> Vec<u8> {
     let mut dice = Dice::new(label);
     (0..PIECE / 8).flat_map(|_| dice.next().to_le_bytes()).collect()
-}
-
-/// Numbers that look like chance and come from a seed (splitmix64).
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// One of so many.
-    pub fn below(&mut self, count: usize) -> usize {
-        usize::try_from(self.next() % count as u64).unwrap()
-    }
-}
-
-/// Every operation on every kind of volume, with data written on the way and held against what is there.
-pub fn live(life: &mut Life, fs: &str) {
-    let (small, large) = sizes(fs);
-    life.create(Volume::block("thin", 32 * MIB).with("wipe", "zero"), Content::new());
-    let thick = Volume::block("thick", 32 * MIB).with("allocation", "thick").with("wipe", "discard");
-    life.create(thick, Content::new());
-    life.create(Volume::filesystem("files", fs, small), Content::new());
-    for (name, file) in WRITTEN {
-        life.use_volume(name, false);
-        life.write(name, file, 0);
-        life.write(name, file, 20 * MIB);
-    }
-    for (name, file) in WRITTEN {
-        cut(life, name, file);
-    }
-    restore(life, "", large);
-    life.grow("thick", 48 * MIB);
-    life.write("thick", "", 40 * MIB);
-    life.grow("files", large);
-    life.write("files", "other", 0);
-    life.modify("thin", "readAheadKiB", "64");
-    for (name, _) in WRITTEN {
-        life.check(name);
-    }
-    remove_restored(life, "");
-    if life.cut_in.is_some() {
-        // what they are has not been seen since
-        restore(life, "again-", large);
-        remove_restored(life, "again-");
-    }
-    for (name, _) in WRITTEN {
-        life.release(name);
-        life.delete(name);
-    }
-    for (name, _) in WRITTEN {
-        life.delete_snapshot(&format!("{name}-cut"));
-    }
-    life.end();
-}
-
-/// The volumes that are written to, and where.
-const WRITTEN: [(&str, &str); 3] = [("thin", ""), ("thick", ""), ("files", "file")];
-
-/// A volume with a file system, and what it grows to.
-fn sizes(fs: &str) -> (i64, i64) {
-    match fs {
-        "ext4" => (64 * MIB, 96 * MIB),
-        "btrfs" => (256 * MIB, 320 * MIB),
-        _ => (320 * MIB, 400 * MIB),
-    }
-}
-
-/// Cuts a snapshot, and goes on writing while it is being made if that can be.
-fn cut(life: &mut Life, name: &str, file: &str) {
-    let cut = format!("{name}-cut");
-    if life.ground.has_reflinks() {
-        life.cut(name, &cut);
-        life.write(name, file, 0);
-        life.ready(name, &cut);
-    } else {
-        life.release(name);
-        life.cut(name, &cut);
-        life.ready(name, &cut);
-        life.use_volume(name, false);
-        life.write(name, file, 0);
-    }
-}
-
-/// A volume of each snapshot or, for one, of the volume itself.
-fn restore(life: &mut Life, prefix: &str, large: i64) {
-    let named = |name: &str| format!("{prefix}{name}");
-    let (thin_cut, thin) = life.snapshot("thin-cut");
-    life.create(Volume::block(&named("restored"), 64 * MIB).restored_from(&thin_cut), thin);
-    let copied = Volume::block(&named("copied"), 48 * MIB).with("allocation", "thick");
-    if life.ground.has_reflinks() && prefix.is_empty() {
-        let (source, content) = (life.volume("thick"), life.content("thick"));
-        life.create(copied.cloned_from(&source), content);
-    } else {
-        let (thick_cut, thick) = life.snapshot("thick-cut");
-        life.create(copied.restored_from(&thick_cut), thick);
-    }
-    let (files_cut, files) = life.snapshot("files-cut");
-    let fs = life.volume("files").fs.unwrap();
-    life.create(Volume::filesystem(&named("cloned"), &fs, large).restored_from(&files_cut), files);
-    for (name, read_only) in [("restored", true), ("copied", false), ("cloned", false)] {
-        life.use_volume(&named(name), read_only);
-        life.check(&named(name));
-    }
-}
-
-fn remove_restored(life: &mut Life, prefix: &str) {
-    for name in ["restored", "copied", "cloned"] {
-        let name = format!("{prefix}{name}");
-        life.release(&name);
-        life.delete(&name);
-    }
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod cut;
+pub mod dice;
 pub mod inventory;
 pub mod lab;
 pub mod life;
@@ -13,6 +15,7 @@ pub mod rights;
 pub mod server;
 
 pub use client::{Csi, Volume};
+pub use dice::Dice;
 pub use inventory::Inventory;
 pub use lab::{Host, Lab};
 pub use names::{steps, syncs};
