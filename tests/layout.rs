@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("csi", &["node", "pool", "share", "proto"]),
     ("peer", &["config", "csi", "machine", "pool", "proto"]),
     ("proto", &[]),
-    ("route", &["config", "csi", "peer", "proto"]),
+    ("route", &["config", "csi", "peer", "pool", "proto"]),
 ];
 
 fn source(below: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! What a host tells controllers and other hosts, and what it lets them do: its report, its claims, the pools that are
+//! What a host tells controllers, and what it lets them do: its report, its claims, the pools that are
 //! brought to it, the blocks of its snapshots.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -29,8 +29,6 @@ use tonic::{Code, Request, Status, Streaming};
 struct Talk {
     controller: ControllerClient<Channel>,
     host: HostClient<Channel>,
-    /// The same host, as another host sees it.
-    neighbour: HostClient<Channel>,
     process: HostProcess,
     place: Place,
     pki: Pki,
@@ -40,19 +38,9 @@ impl Talk {
     fn begin() -> Talk {
         let (place, pki) = (Place::with("xfs", "4G"), Pki::new());
         let process = HostProcess::start(&place, "a", &place.pool(""), &pki.machine("a", &[Role::Host]));
-        let channel = |its: &str, role: Role| {
-            let tls = Tls::open(&pki.machine(its, &[role])).unwrap();
-            tls.channel(Role::Host, name("a"), vec![process.address.to_string()])
-        };
-        let main = channel("main", Role::Controller);
-        Talk {
-            controller: ControllerClient::new(main.clone()),
-            host: HostClient::new(main),
-            neighbour: HostClient::new(channel("b", Role::Host)),
-            process,
-            place,
-            pki,
-        }
+        let tls = Tls::open(&pki.machine("main", &[Role::Controller])).unwrap();
+        let main = tls.channel(Role::Host, name("a"), vec![process.address.to_string()]);
+        Talk { controller: ControllerClient::new(main.clone()), host: HostClient::new(main), process, place, pki }
     }
 
     async fn find(&mut self, name: &str, claim: bool) -> FindResponse {
@@ -97,7 +85,7 @@ impl Talk {
 struct Told {
     stream: Streaming<Reports>,
     is_whole: bool,
-    /// Names, and what is available.
+    /// Names of those that are up, and what is available.
     pools: BTreeMap<String, u64>,
     /// Ids, with the names of those that are there, and whether they are deleted.
     volumes: BTreeMap<String, (String, bool)>,
@@ -109,6 +97,9 @@ impl Told {
         for Report { news } in next.unwrap().expect("the report goes on").reports {
             match news.unwrap() {
                 News::Greeting(greeting) => assert_eq!(greeting.host, "a"),
+                News::Pool(pool) if pool.store.is_empty() => {
+                    self.pools.remove(&pool.name);
+                }
                 News::Pool(pool) => {
                     self.pools.insert(pool.name, pool.available_bytes);
                 }
@@ -149,7 +140,7 @@ async fn a_watcher_is_told_all_there_is_and_then_every_change() {
     std::fs::write(talk.place.path("pools.yaml"), "pools: []\n").unwrap();
     told.until(|told| told.pools.is_empty()).await;
     talk.place.pool("");
-    told.until(|told| told.pools.contains_key("p")).await;
+    told.until(|told| told.pools.contains_key("p") && told.volumes.contains_key(&second)).await;
     let again = talk.watch().await;
     assert_eq!(again.volumes.keys().collect::<Vec<_>>(), [&second]);
 }
@@ -237,7 +228,7 @@ async fn a_volume_yields_only_if_nobody_ever_had_it() {
 }
 
 #[tokio::test]
-async fn pools_that_are_brought_are_open_when_that_is_answered_and_kept() {
+async fn pools_that_are_brought_are_opened_and_kept() {
     let mut talk = Talk::begin();
     let entry = |name: &str, below: &str| {
         format!(r#"{{"name":"{name}","dir":{{"path":"{}"}}}}"#, talk.place.path(below).display())
@@ -246,8 +237,7 @@ async fn pools_that_are_brought_are_open_when_that_is_answered_and_kept() {
     let answer = talk.host.apply(ApplyRequest { pools: entries.clone() }).await.unwrap().into_inner();
     let refused: Vec<&str> = answer.refusals.iter().map(|refusal| refusal.pool.as_str()).collect();
     assert_eq!(refused, ["p", "inside"]);
-    let told = talk.watch().await;
-    assert_eq!(told.pools.keys().collect::<Vec<_>>(), ["fleet", "p"]);
+    talk.watch().await.until(|told| told.pools.keys().eq(["fleet", "p"])).await;
 
     // it starts alone, without anybody who brings them
     let Talk { process, place, pki, .. } = talk;
@@ -271,7 +261,7 @@ fn released(place: &Place) -> bool {
 }
 
 #[tokio::test]
-async fn another_host_reads_the_blocks_of_what_nobody_writes() {
+async fn a_controller_reads_the_blocks_of_what_nobody_writes() {
     let mut talk = Talk::begin();
     let id = talk.make("v", "").await;
     let key = id.split('/').nth(1).unwrap();
@@ -291,8 +281,8 @@ async fn another_host_reads_the_blocks_of_what_nobody_writes() {
         }
         Ok::<_, Status>([0, 5, 6, 31].map(|mib: usize| bytes[(mib << 20) + 77]))
     };
-    assert_eq!(read(&mut talk.neighbour, &id, 0).await.unwrap(), [1, 2, 0, 3]);
-    assert_eq!(read(&mut talk.neighbour, &id, 5 << 20).await.unwrap(), [0, 2, 0, 3]);
+    assert_eq!(read(&mut talk.host, &id, 0).await.unwrap(), [1, 2, 0, 3]);
+    assert_eq!(read(&mut talk.host, &id, 5 << 20).await.unwrap(), [0, 2, 0, 3]);
 
     let cut = csi::CreateSnapshotRequest { source_volume_id: id.clone(), name: "s".to_owned(), ..Default::default() };
     let snapshot = talk.controller.create_snapshot(cut).await.unwrap().into_inner().snapshot.unwrap().snapshot_id;
@@ -303,8 +293,8 @@ async fn another_host_reads_the_blocks_of_what_nobody_writes() {
         ..Default::default()
     };
     talk.controller.controller_publish_volume(publish).await.unwrap();
-    assert_eq!(read(&mut talk.neighbour, &id, 0).await.unwrap_err().code(), Code::FailedPrecondition);
-    assert_eq!(read(&mut talk.neighbour, &snapshot, 0).await.unwrap(), [1, 2, 0, 3]);
+    assert_eq!(read(&mut talk.host, &id, 0).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(read(&mut talk.host, &snapshot, 0).await.unwrap(), [1, 2, 0, 3]);
     let gone = snapshot.replace(&snapshot[40..44], "ffff");
-    assert_eq!(read(&mut talk.neighbour, &gone, 0).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(read(&mut talk.host, &gone, 0).await.unwrap_err().code(), Code::NotFound);
 }

@@ -33,7 +33,6 @@ use tower::Service;
 /// The one role that may make a call, said a second time, in other words than in the table.
 fn may(path: &str) -> Role {
     match path {
-        "/cistern.v1.Host/Read" => Role::Host,
         "/cistern.v1.Host/Reveal" => Role::Node,
         _ => Role::Controller,
     }

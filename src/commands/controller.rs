@@ -70,7 +70,7 @@ async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
     services
         .add_service(IdentityServer::new(identity))
         .add_service(FleetServer::new(PeopleService { fleet: Arc::clone(&fleet) }))
-        .add_service(ControllerDoor { fleet });
+        .add_service(ControllerDoor { fleet, tasks: tasks.clone() });
     let mut doors = Doors::new(&stop);
     doors.open(socket, services.routes())?;
     tracing::info!("serving");

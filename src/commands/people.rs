@@ -37,8 +37,10 @@ fn print<T: Serialize>(args: &PeopleArgs, header: &[&str], entries: &[T], row: i
     Ok(ExitCode::SUCCESS)
 }
 
-/// Rows in columns as wide as their widest cell.
+/// Rows in columns as wide as their widest cell. Names may hold anything: a terminal is told nothing by them.
 fn table(rows: &[Vec<String>]) -> String {
+    let shown = |cell: &String| cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(shown).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let cell = |row: &Vec<String>, column| row.get(column).map_or(0, |cell: &String| cell.chars().count());
     let widths: Vec<usize> =

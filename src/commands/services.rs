@@ -7,7 +7,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use cistern::config::PoolFiles;
 use cistern::csi::{self, Controller, Identity, NodeService};
 use cistern::node::Node;
-use cistern::peer::{self, HostService};
+use cistern::peer::HostService;
 use cistern::pool::Host;
 use cistern::pool::tasks::Tasks;
 use cistern::proto::csi::v1::controller_server::ControllerServer;
@@ -43,8 +43,9 @@ impl Services {
 
     /// The internal service of a host.
     pub fn host(mut self, host: &Arc<Host>, tasks: &Tasks, files: PoolFiles, data: &std::path::Path) -> Services {
-        let service = HostService { host: Arc::clone(host), tasks: tasks.clone(), files, data: data.to_owned() };
-        self.0.add_service(HostServer::new(service).max_decoding_message_size(peer::LARGEST_MESSAGE));
+        let (host, data, applying) = (Arc::clone(host), data.to_owned(), Arc::default());
+        let service = HostService { host, tasks: tasks.clone(), files, data, applying };
+        self.0.add_service(HostServer::new(service).max_decoding_message_size(csi::LARGEST_MESSAGE));
         self
     }
 

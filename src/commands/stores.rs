@@ -100,7 +100,7 @@ struct Pools {
     source: Source,
     data: PathBuf,
     /// What was read last, to tell a change and to say an error once.
-    read: Option<(Option<Vec<u8>>, Option<Vec<u8>>)>,
+    read: Option<Vec<Option<Vec<u8>>>>,
 }
 
 impl Pools {

@@ -48,9 +48,9 @@ impl PoolFiles {
     }
 
     /// What the files say now, to tell a change.
-    pub fn bytes(&self) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    pub fn bytes(&self) -> Vec<Option<Vec<u8>>> {
         let read = |path: &Option<PathBuf>| path.as_ref().and_then(|path| std::fs::read(path).ok());
-        (read(&self.own), read(&self.kept))
+        vec![read(&self.own), read(&self.kept)]
     }
 
     /// The pools. One of the fleet that the host's own file has too, or whose place overlaps with that of one, is refused.

@@ -236,14 +236,7 @@ impl Controller {
 
     async fn cut(&self, request: Request<csi::CreateSnapshotRequest>) -> Result<csi::CreateSnapshotResponse, Status> {
         let deadline = deadline(&request);
-        let request = request.into_inner();
-        let volume = parse::required("source_volume_id", request.source_volume_id)?;
-        let name = parse::name("name", request.name)?;
-        parse::map("parameters", &request.parameters)?;
-        let foreign = request.parameters.keys().find(|key| !key.starts_with("csi.storage.k8s.io/"));
-        if let Some(key) = foreign {
-            return Err(invalid(&format!("parameters[{key}]"), "is unknown"));
-        }
+        let (name, volume) = parse::create_snapshot(request.into_inner())?;
         let of = Id::parse(Kind::Volume, &volume).ok_or_else(|| unknown("volume", &volume))?;
         let operation = move |host: &Host| operations::snapshot(host, &name, of);
         let cut = self.on_store(&of.store, deadline, operation).await?;

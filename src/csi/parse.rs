@@ -185,6 +185,17 @@ pub fn pages(max_entries: i32, starting_token: &str) -> Result<Pages, Status> {
     Ok(Pages { after, most: if most == 0 { MOST } else { most.min(MOST) } })
 }
 
+/// CreateSnapshot: the snapshot's name, and the id of the volume as it was given.
+pub fn create_snapshot(request: csi::CreateSnapshotRequest) -> Result<(String, String), Status> {
+    let volume = required("source_volume_id", request.source_volume_id)?;
+    let name = name("name", request.name)?;
+    map("parameters", &request.parameters)?;
+    match request.parameters.keys().find(|key| !key.starts_with(KUBERNETES_PREFIX)) {
+        Some(key) => Err(invalid(&format!("parameters[{key}]"), "is unknown")),
+        None => Ok((name, volume)),
+    }
+}
+
 /// GetCapacity, parsed.
 pub struct Capacity {
     /// The pool, if one is named.

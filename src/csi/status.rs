@@ -191,7 +191,7 @@ impl Coded for SettleError {
             SettleError::Unavailable(error) => unavailable(error),
             SettleError::Granted { .. } => Code::FailedPrecondition,
             SettleError::Record(error) => record(error),
-            SettleError::TearDown(_) => Code::Unavailable,
+            SettleError::TearDown(_) | SettleError::Remove(_) => Code::Unavailable,
         }
     }
 }

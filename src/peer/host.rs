@@ -1,7 +1,7 @@
 //! The host's half of the internal service.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tonic::transport::server::UdsConnectInfo;
@@ -35,6 +35,8 @@ pub struct HostService {
     pub files: PoolFiles,
     /// The host's data directory, where the fleet's pools are kept.
     pub data: PathBuf,
+    /// Held while pools are taken over: several controllers may bring them at once.
+    pub applying: Arc<Mutex<()>>,
 }
 
 #[tonic::async_trait]
@@ -62,8 +64,12 @@ impl host_server::Host for HostService {
     ) -> Result<Response<internal::ApplyResponse>, Status> {
         only_peers(&request)?;
         let (entries, files, data) = (request.into_inner().pools, self.files.clone(), self.data.clone());
-        let host = Arc::clone(&self.host);
-        let refused = run_apart(move || apply(&host, &files, &data, &entries)).await?;
+        let (host, applying) = (Arc::clone(&self.host), Arc::clone(&self.applying));
+        let refused = run_apart(move || {
+            let _alone = applying.lock().unwrap_or_else(PoisonError::into_inner);
+            apply(&host, &files, &data, &entries)
+        })
+        .await?;
         let refusals = refused.into_iter().map(|refused| internal::Refusal { pool: refused.pool, why: refused.why });
         Ok(Response::new(internal::ApplyResponse { refusals: refusals.collect() }))
     }
@@ -75,6 +81,18 @@ impl host_server::Host for HostService {
         let host = Arc::clone(&self.host);
         let findings = run_apart(move || operations::find(&host, &key, claim).map_err(|error| error.status())).await?;
         Ok(Response::new(found(findings)))
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<internal::ConfirmRequest>,
+    ) -> Result<Response<internal::ConfirmResponse>, Status> {
+        only_peers(&request)?;
+        let internal::ConfirmRequest { key, claim } = request.into_inner();
+        let key: Key = key.parse().map_err(|error| Status::invalid_argument(format!("key: {error}")))?;
+        let claim = claim.parse().map_err(|error| Status::invalid_argument(format!("claim: {error}")))?;
+        let newest = operations::confirm(&self.host, &key, &claim);
+        Ok(Response::new(internal::ConfirmResponse { newest }))
     }
 
     async fn settle(
@@ -145,8 +163,8 @@ fn describe_all(host: &Host, wanted: &internal::DescribeRequest) -> internal::De
     answer
 }
 
-/// Keeps the fleet's pools for this host, and waits until whoever follows the files has opened them or found them down: a
-/// host that is asked for a name before would not know of what it has.
+/// Keeps the fleet's pools for this host, and waits until whoever follows the files has taken them over: from then on each is
+/// open or down, and a host that is asked for a name says so.
 fn apply(host: &Host, files: &PoolFiles, data: &Path, entries: &[String]) -> Result<Vec<config::Refused>, Status> {
     let failed = |error: &dyn std::error::Error| Status::internal(crate::domain::error::chain(error));
     let text = serde_json::to_vec_pretty(entries).map_err(|error| failed(&error))?;

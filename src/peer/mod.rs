@@ -30,6 +30,9 @@ pub const LARGEST_MESSAGE: usize = 64 << 20;
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_WAIT: Duration = Duration::from_secs(5);
 
+/// The largest headers, in bytes: the names of thousands of hosts that could not be asked travel there.
+const LARGEST_HEADERS: u32 = 1 << 20;
+
 /// What a server holds of a request's body before a service has read it, per call and per connection. Requests are small;
 /// what is large goes the other way.
 const WINDOW: u32 = 64 << 10;
@@ -38,6 +41,7 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The mTLS door, to be given services and [`Tls::incoming`]: who may call what is checked before any of them.
 pub fn server() -> Server<Stack<RolesLayer, NoLayer>> {
     Server::builder()
+        .http2_max_header_list_size(LARGEST_HEADERS)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))

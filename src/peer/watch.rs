@@ -34,9 +34,6 @@ pub fn watch(host: Arc<Host>) -> ReportStream {
 async fn tell(host: Arc<Host>, sender: mpsc::Sender<Result<Reports, Status>>) {
     // watches before it looks, so that nothing falls between
     let watcher = host.news().watch();
-    for store in host.stores() {
-        watcher.note(store.records().all().into_iter().map(|(key, _)| store.id_of(key)));
-    }
     let mut told = Told::default();
     let mut first =
         vec![News::Greeting(Greeting { host: host.name().to_string(), version: env!("CARGO_PKG_VERSION").to_owned() })];
@@ -98,7 +95,7 @@ fn pools(host: &Host, watcher: &Watcher, mut told: Told) -> (Told, Vec<News>) {
         if before != Some(pool) {
             news.push(News::Pool(pool.clone()));
         }
-        if before.is_some_and(|before| before.store != pool.store) {
+        if !pool.store.is_empty() && before.map(|before| &before.store) != Some(&pool.store) {
             watcher.note(ids_in(host, &pool.store));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::claims::Claims;
 use super::guards::Guards;
@@ -26,6 +26,8 @@ pub struct Host {
     pub(super) names: Guards<Key>,
     /// Who may make a volume of which name here, of those who asked.
     pub(super) claims: Claims,
+    /// Held while the host is asked for a name.
+    pub(super) asking: Mutex<()>,
 }
 
 /// A pool and what became of it on this host.
@@ -36,6 +38,9 @@ pub struct Pool {
     /// Its store, or why there is none.
     pub store: Result<Arc<Store>, String>,
 }
+
+/// What is said of a pool that was not tried yet.
+const OPENING: &str = "it is being opened";
 
 /// A store, and the record in it that was looked for.
 type Found = (Arc<Store>, Arc<Record>);
@@ -70,6 +75,7 @@ impl Host {
             pools: RwLock::default(),
             names: Guards::default(),
             claims: Claims::default(),
+            asking: Mutex::default(),
         }
     }
 
@@ -84,28 +90,36 @@ impl Host {
     }
 
     /// Makes the pools those of the list: opens what is new, tries again what could not be opened, takes over changed
-    /// limits, lets go of what is gone. A pool that cannot be opened holds up no other.
+    /// limits, lets go of what is gone. A pool that cannot be opened holds up no other; until it was tried it is down, and not
+    /// unknown: it may have what is looked for.
     pub fn apply(&self, specs: Vec<PoolSpec>) {
-        let mut before = self.read().clone();
-        let mut after = BTreeMap::new();
+        let names: Vec<PoolName> = specs.iter().map(|spec| spec.name.clone()).collect();
+        self.write().retain(|name, _| names.contains(name));
+        let mut to_open = Vec::new();
         for spec in specs {
-            let store = match before.remove(&spec.name) {
+            let mut pools = self.write();
+            match pools.remove(&spec.name) {
                 Some(Pool { spec: old, store: Ok(store) }) if old.medium == spec.medium => {
                     store.reconfigure(&spec);
-                    Ok(store)
+                    pools.insert(spec.name.clone(), Pool { spec, store: Ok(store) });
                 }
                 other => {
-                    // an open store is let go of before its place is opened anew, and is down meanwhile: not unknown
-                    let down = Pool { spec: spec.clone(), store: Err("it is being opened".to_owned()) };
-                    self.write().insert(spec.name.clone(), down);
-                    let said = other.and_then(|pool| pool.store.err());
-                    self.open(&spec, said)
+                    let said = other.as_ref().and_then(|pool| pool.store.as_ref().err().cloned());
+                    let opening = Err(said.clone().unwrap_or_else(|| OPENING.to_owned()));
+                    pools.insert(spec.name.clone(), Pool { spec: spec.clone(), store: opening });
+                    drop(pools);
+                    // an open store is let go of before its place is opened anew
+                    drop(other);
+                    to_open.push((spec, said));
                 }
-            };
-            after.insert(spec.name.clone(), Pool { spec, store });
+            }
         }
-        *self.write() = after;
         self.news().pools_changed();
+        for (spec, said) in to_open {
+            let store = self.open(&spec, said);
+            self.write().insert(spec.name.clone(), Pool { spec, store });
+            self.news().pools_changed();
+        }
     }
 
     /// Whether it has this pool as it is written here, open or down.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::fleet::Fleet;
 use super::forward;
 use super::link::Link;
-use crate::domain::{Id, Key, NodeName};
+use crate::domain::{Id, Key, NodeName, PoolName};
 use crate::proto::internal;
 
 /// What the hosts answered.
@@ -20,12 +20,20 @@ pub struct Answers {
     /// The claims they gave, to make or settle a volume of the name.
     pub claims: BTreeMap<NodeName, String>,
     /// Hosts where something of the name is just being made, so that they gave no claim.
-    pub busy: Vec<NodeName>,
+    pub busy: BTreeSet<NodeName>,
     /// Hosts that did not answer.
-    pub silent: Vec<NodeName>,
-    /// Hosts that answered and may have the name all the same: a pool of theirs is down, or it is in a store that is not
-    /// known to be theirs.
-    pub unsure: BTreeSet<NodeName>,
+    pub silent: BTreeSet<NodeName>,
+    /// Hosts that answered and may have the name all the same.
+    unsure: BTreeMap<NodeName, Unsure>,
+}
+
+/// Why a host that answered may have the name all the same.
+#[derive(Debug, Default)]
+struct Unsure {
+    /// These pools of it are down.
+    pools: BTreeSet<PoolName>,
+    /// It has it in a store that is not known to be its own.
+    is_strange: bool,
 }
 
 /// What a host has of a name.
@@ -36,11 +44,9 @@ pub struct Found {
     /// The volume's id.
     pub id: Id,
     /// Its pool.
-    pub pool: String,
-    /// Whether it exists no more, and is remembered because of hosts that could not be asked.
-    pub deleted: bool,
-    /// Whether it is whole.
-    pub ready: bool,
+    pub pool: PoolName,
+    /// Where it is in its life.
+    pub state: FoundState,
     /// The number of the newest grant; 0 if there never was one.
     pub generation: u64,
     /// The host that made it.
@@ -49,15 +55,41 @@ pub struct Found {
     pub passed_over: Vec<NodeName>,
 }
 
+/// Where what was found is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundState {
+    /// It is there, or is being made.
+    There,
+    /// It is being removed, and never comes back.
+    Going,
+    /// It exists no more, and is remembered because of hosts that could not be asked.
+    Deleted,
+}
+
 impl Answers {
     /// The volumes of the name that exist.
     pub fn existing(&self) -> impl Iterator<Item = &Found> {
-        self.found.iter().filter(|found| !found.deleted)
+        self.found.iter().filter(|found| found.state == FoundState::There)
     }
 
-    /// Whether this host has said all that it may have of the name.
-    pub fn is_sure_of(&self, host: &NodeName) -> bool {
-        self.claims.contains_key(host) && !self.unsure.contains(host)
+    /// What is remembered of volumes of the name that exist no more.
+    pub fn deleted(&self) -> impl Iterator<Item = &Found> {
+        self.found.iter().filter(|found| found.state == FoundState::Deleted)
+    }
+
+    /// Whether this host has said all that it may have of the name in this pool.
+    pub fn is_sure_of(&self, host: &NodeName, pool: &PoolName) -> bool {
+        self.claims.contains_key(host) && !self.is_unsure(host, pool)
+    }
+
+    /// Whether this host answered, and may have the name in this pool all the same.
+    pub fn is_unsure(&self, host: &NodeName, pool: &PoolName) -> bool {
+        self.unsure.get(host).is_some_and(|unsure| unsure.is_strange || unsure.pools.contains(pool))
+    }
+
+    /// Hosts that answered, and may have the name in this pool all the same.
+    pub fn unsure_of(&self, pool: &PoolName) -> impl Iterator<Item = &NodeName> {
+        self.unsure.keys().filter(|host| self.is_unsure(host, pool))
     }
 }
 
@@ -78,7 +110,7 @@ pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
                 (link, answer)
             });
         } else {
-            answers.silent.push(link.name.clone());
+            answers.silent.insert(link.name.clone());
         }
     }
     while let Some(joined) = asking.join_next().await {
@@ -90,31 +122,65 @@ pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
                 if forward::is_of_the_way(&status) {
                     link.suspect(status.message());
                 }
-                answers.silent.push(link.name.clone());
+                answers.silent.insert(link.name.clone());
             }
         }
     }
     answers
 }
 
-fn take(fleet: &Fleet, answers: &mut Answers, host: &NodeName, key: &Key, answer: internal::FindResponse) {
-    match answer.claim {
-        claim if claim.is_empty() => answers.busy.push(host.clone()),
-        claim => {
-            answers.claims.insert(host.clone(), claim);
+/// Asks every host that gave a claim whether it still is the newest. Of two who asked at once, one of them is told so by
+/// every host, and the other by none. Who does not answer now has not been asked at all.
+pub async fn confirm_all(fleet: &Fleet, key: &Key, answers: &mut Answers) -> bool {
+    let mut asking = JoinSet::new();
+    for (host, claim) in &answers.claims {
+        let Some(link) = fleet.link(host) else { continue };
+        let (key, claim) = (*key, claim.clone());
+        asking.spawn(async move {
+            let answer = link.confirm(&key, claim).await;
+            (link, answer)
+        });
+    }
+    let mut is_newest = true;
+    while let Some(joined) = asking.join_next().await {
+        let Ok((link, answer)) = joined else { continue };
+        match answer {
+            Ok(newest) => is_newest &= newest,
+            Err(status) => {
+                if forward::is_of_the_way(&status) {
+                    link.suspect(status.message());
+                }
+                answers.claims.remove(&link.name);
+                answers.silent.insert(link.name.clone());
+            }
         }
     }
-    if !answer.unsure_pools.is_empty() {
-        answers.unsure.insert(host.clone());
-    }
+    is_newest
+}
+
+fn take(fleet: &Fleet, answers: &mut Answers, host: &NodeName, key: &Key, answer: internal::FindResponse) {
+    let pools = answer.unsure_pools.iter().filter_map(|pool| pool.parse().ok()).collect();
+    let mut unsure = Unsure { pools, is_strange: false };
     for told in answer.found {
         match found(fleet, host, key, &told) {
             Some(found) => answers.found.push(found),
             None => {
                 tracing::warn!(%host, id = told.id, "the host has it in a store that is not known to be its own");
-                answers.unsure.insert(host.clone());
+                unsure.is_strange = true;
             }
         }
+    }
+    if !answer.claim.is_empty() {
+        answers.claims.insert(host.clone(), answer.claim);
+        fleet.not_busy(host, key);
+    } else if fleet.is_busy_for_too_long(host, key) {
+        // whatever it does there, it holds up nobody else's volumes
+        unsure.is_strange = true;
+    } else {
+        answers.busy.insert(host.clone());
+    }
+    if unsure.is_strange || !unsure.pools.is_empty() {
+        answers.unsure.insert(host.clone(), unsure);
     }
 }
 
@@ -127,9 +193,12 @@ fn found(fleet: &Fleet, host: &NodeName, key: &Key, told: &internal::Found) -> O
     Some(Found {
         host: host.clone(),
         id,
-        pool: told.pool.clone(),
-        deleted: told.state == "deleted",
-        ready: told.state == "ready",
+        pool: told.pool.parse().ok()?,
+        state: match told.state.as_str() {
+            "deleted" => FoundState::Deleted,
+            "removing" => FoundState::Going,
+            _ => FoundState::There,
+        },
         generation: told.generation,
         made_on: told.made_on.parse().ok(),
         passed_over: told.passed_over.iter().filter_map(|host| host.parse().ok()).collect(),

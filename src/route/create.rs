@@ -1,21 +1,21 @@
 //! CreateVolume through a controller: the name is asked for first, then a host is chosen, and the message handed on to it.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
-use super::ask::{Answers, Found, ask_all};
+use super::ask::{Answers, Found, ask_all, confirm_all};
 use super::fleet::Fleet;
 use super::forward::forward;
 use super::placement::{Candidate, Place, Standing, Wanted, place};
-use super::settle;
+use super::settle::{self, Verdict};
 use crate::csi::parse;
 use crate::domain::request::CreateVolume;
-use crate::domain::{Id, Key, Kind, NodeName};
+use crate::domain::{Id, Key, Kind, NodeName, StoreId};
 use crate::proto::csi::v1 as csi;
 
 /// The path of the call.
@@ -28,23 +28,20 @@ pub async fn create(fleet: &Fleet, message: Bytes, deadline: Instant) -> Result<
     let preferred = parse::preferred(request.accessibility_requirements.as_ref());
     let asked = parse::create_volume(request)?;
     let key = Key::of_name(Kind::Volume, &asked.name);
+    let _name = fleet.names.exclusive(&key).map_err(|busy| Status::aborted(busy.to_string()))?;
     let answers = ask_all(fleet, &key).await;
-    let passed_over = passed_over(fleet, &asked, &answers);
-    let call = Call { fleet, message, key, asked, passed_over, answers, deadline };
-    let existing: Vec<Found> = call.answers.existing().cloned().collect();
-    match existing.as_slice() {
-        [] => call.make(preferred).await,
-        [one] => call.find(one).await,
-        several => Err(doubled(fleet, &key, several)),
+    if let Some(host) = answers.busy.first() {
+        return Err(Status::aborted(format!("host {host} is at work on a volume of this name")));
     }
-}
-
-/// Hosts that may have a volume of this name and could not be asked for it.
-fn passed_over(fleet: &Fleet, asked: &CreateVolume, answers: &Answers) -> BTreeSet<NodeName> {
-    let may_carry: BTreeSet<NodeName> =
-        fleet.candidates(&asked.parameters.pool).into_iter().map(|candidate| candidate.host).collect();
-    let silent = answers.silent.iter().filter(|host| may_carry.contains(*host));
-    silent.chain(&answers.unsure).cloned().collect()
+    let mut call = Call { fleet, message, key, asked, answers, deadline };
+    let existing: Vec<Found> = call.answers.existing().cloned().collect();
+    let made = match existing.as_slice() {
+        [] => call.make(preferred).await?,
+        [one] => call.find(one).await?,
+        several => return Err(doubled(fleet, &key, several)),
+    };
+    call.recall_deleted().await?;
+    Ok(made)
 }
 
 /// There are two of a name. What can be settled is settled beside this call, and the caller asks again.
@@ -53,8 +50,8 @@ fn doubled(fleet: &Fleet, key: &Key, several: &[Found]) -> Status {
     let ids: Vec<String> = several.iter().map(|found| format!("{} on {}", found.id, found.host)).collect();
     let ids = ids.join(", ");
     match settle::verdict(several) {
-        settle::Verdict::Keep(_) => Status::aborted(format!("two volumes of this name are being settled: {ids}")),
-        settle::Verdict::OwnersChoice => Status::failed_precondition(format!(
+        Verdict::Keep(_) => Status::aborted(format!("two volumes of this name are being settled: {ids}")),
+        Verdict::OwnersChoice => Status::failed_precondition(format!(
             "{key}: several volumes have this name ({ids}), and only their owner can tell which one is meant: \
              `cistern volume keep ID`"
         )),
@@ -67,7 +64,6 @@ struct Call<'a> {
     message: Bytes,
     key: Key,
     asked: CreateVolume,
-    passed_over: BTreeSet<NodeName>,
     answers: Answers,
     deadline: Instant,
 }
@@ -75,28 +71,64 @@ struct Call<'a> {
 impl Call<'_> {
     /// The name is there: its host says whether it is what is asked for.
     async fn find(&self, found: &Found) -> Result<Bytes, Status> {
-        if found.pool != self.asked.parameters.pool.to_string() {
+        if found.pool != self.asked.parameters.pool {
+            let there = &found.pool;
             return Err(Status::already_exists(format!(
-                "a volume of this name exists with another pool: it has {}",
-                found.pool
+                "a volume of this name exists with another pool: it has {there}"
             )));
         }
         self.hand_on(&found.host).await
     }
 
     /// The name is new.
-    async fn make(&self, preferred: Vec<NodeName>) -> Result<Bytes, Status> {
-        if let Some(host) = self.answers.busy.first() {
-            return Err(Status::aborted(format!("a volume of this name is being made on host {host}")));
+    async fn make(&mut self, preferred: Vec<NodeName>) -> Result<Bytes, Status> {
+        let hosts = match self.asked.source.map(|source| source.id().store) {
+            Some(store) => vec![self.host_of_source(&store)?],
+            None => self.place(preferred)?,
+        };
+        if !confirm_all(self.fleet, &self.key, &mut self.answers).await {
+            return Err(Status::aborted("the name was asked for again meanwhile"));
         }
-        let wanted = self.wanted(preferred)?;
-        let candidates = self.candidates();
+        let refused = match self.make_on_first_that_can(&hosts).await {
+            Err(status) if status.code() == Code::ResourceExhausted => status,
+            answered => return answered,
+        };
+        // as long as one that it may live on is away, an earlier call may have made it there: that is not final
+        let away = self
+            .candidates()
+            .into_iter()
+            .find(|candidate| matches!(candidate.standing, Standing::Away { .. }) && self.may_live_on(&candidate.host));
+        match away {
+            Some(away) => Err(Status::unavailable(format!("host {} is away, and {}", away.host, refused.message()))),
+            None => Err(refused),
+        }
+    }
+
+    /// What is cut from another lives where that does; whether it can be cut so, its host says.
+    fn host_of_source(&self, store: &StoreId) -> Result<NodeName, Status> {
+        if self.fleet.is_lost(store) {
+            return Err(Status::not_found(format!("the source's store {store} is lost, its owner says")));
+        }
+        let host = self.fleet.link_of_store(store)?.name.clone();
+        if self.may_live_on(&host) {
+            return Ok(host);
+        }
+        Err(Status::resource_exhausted(format!("its source is on host {host}, which is none of those asked for")))
+    }
+
+    fn may_live_on(&self, host: &NodeName) -> bool {
+        self.asked.hosts.as_ref().is_none_or(|hosts| hosts.contains(host))
+    }
+
+    fn place(&self, preferred: Vec<NodeName>) -> Result<Vec<NodeName>, Status> {
         let pool = &self.asked.parameters.pool;
+        let candidates = self.candidates();
         if candidates.is_empty() {
             return Err(Status::invalid_argument(format!("parameters[pool]: no host has a pool {pool}")));
         }
+        let wanted = Wanted { requisite: self.asked.hosts.clone(), preferred, size: self.asked.range.required };
         match place(&self.key, &wanted, candidates, self.fleet.patience.placing) {
-            Place::On(hosts) => self.make_on_first_with_room(&hosts).await,
+            Place::On(hosts) => Ok(hosts),
             Place::WaitFor(host) => Err(Status::unavailable(format!(
                 "it belongs on host {host}, which is away; it is waited for before another is taken"
             ))),
@@ -109,57 +141,45 @@ impl Call<'_> {
         }
     }
 
-    /// Where it may live: what is cut from another lives where that does.
-    fn wanted(&self, preferred: Vec<NodeName>) -> Result<Wanted, Status> {
-        let mut wanted = Wanted { requisite: self.asked.hosts.clone(), preferred, size: self.asked.range.required };
-        if let Some(source) = self.asked.source {
-            if self.fleet.is_lost(&source.id().store) {
-                return Err(Status::not_found(format!("the source {} is lost, its owner says", source.id())));
-            }
-            let link = self.fleet.link_of_store(&source.id().store)?;
-            let may = wanted.requisite.as_ref().is_none_or(|hosts| hosts.contains(&link.name));
-            // the host itself says what is wrong, in the words that it has for it
-            wanted = Wanted { requisite: Some(vec![link.name.clone()]), preferred: Vec::new(), size: 0 };
-            if !may {
-                let host = &link.name;
-                return Err(Status::resource_exhausted(format!("its source is on {host}, which is not asked for")));
-            }
-        }
-        Ok(wanted)
-    }
-
-    /// The hosts that may carry the pool. One that has just been silent is away, whatever it last reported.
+    /// The hosts that may carry the pool. One that has not answered this call is away, whatever it last reported.
     fn candidates(&self) -> Vec<Candidate> {
         let mut candidates = self.fleet.candidates(&self.asked.parameters.pool);
         for candidate in &mut candidates {
             let answered = self.answers.claims.contains_key(&candidate.host);
             if !answered && matches!(candidate.standing, Standing::Here { .. }) {
-                candidate.standing = Standing::Away { since: std::time::Duration::ZERO };
+                candidate.standing = Standing::Away { since: Duration::ZERO };
             }
         }
         candidates
     }
 
-    /// The hosts in turn, until one does not say that it is full. What hosts report of their room is a moment old.
-    async fn make_on_first_with_room(&self, hosts: &[NodeName]) -> Result<Bytes, Status> {
+    /// The hosts in turn, until one does not say that it is full, or that it cannot: what hosts report is a moment old, and
+    /// one whose disk fails keeps nobody from the next.
+    async fn make_on_first_that_can(&self, hosts: &[NodeName]) -> Result<Bytes, Status> {
         let mut refused = Status::resource_exhausted("no host has room for it");
         for host in hosts {
             match self.hand_on(host).await {
-                Err(status) if status.code() == Code::ResourceExhausted => refused = status,
+                Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::Internal) => refused = status,
                 answered => return answered,
             }
         }
         Err(refused)
     }
 
-    async fn hand_on(&self, host: &NodeName) -> Result<Bytes, Status> {
-        let busy = || Status::aborted(format!("a volume of this name is being made on host {host}"));
-        let claim = self.answers.claims.get(host).ok_or_else(busy)?;
-        let link =
-            self.fleet.link(host).ok_or_else(|| Status::unavailable(format!("host {host} has left the fleet")))?;
+    /// Hosts that may have a volume of this name and could not be asked for it.
+    fn passed_over(&self, chosen: &NodeName) -> BTreeSet<NodeName> {
+        let pool = &self.asked.parameters.pool;
+        let silent = self.fleet.candidates(pool).into_iter().map(|candidate| candidate.host);
+        let silent = silent.filter(|host| self.answers.silent.contains(host));
         // a host is not its own rival
-        let others: Vec<String> =
-            self.passed_over.iter().filter(|other| *other != host).map(NodeName::to_string).collect();
+        silent.chain(self.answers.unsure_of(pool).cloned()).filter(|host| host != chosen).collect()
+    }
+
+    async fn hand_on(&self, host: &NodeName) -> Result<Bytes, Status> {
+        let asked_again = || Status::aborted(format!("host {host} could not be asked"));
+        let claim = self.answers.claims.get(host).ok_or_else(asked_again)?;
+        let link = self.fleet.link(host).ok_or_else(asked_again)?;
+        let others: Vec<String> = self.passed_over(host).iter().map(NodeName::to_string).collect();
         let mut metadata = MetadataMap::new();
         let value = |text: &str| text.parse().map_err(|_| Status::internal(format!("{text:?} cannot be sent along")));
         metadata.insert(parse::CLAIM_KEY, value(claim)?);
@@ -171,9 +191,10 @@ impl Call<'_> {
         Ok(answer)
     }
 
-    /// A host can only have made a volume of the name that was asked for, in a store of its own, that only it can use.
+    /// A host can only have made a volume of the name that was asked for, in a store of its own, that only it can use. The
+    /// caller asks again: a store may have changed hands in this moment.
     fn check(&self, host: &NodeName, answer: &Bytes) -> Result<(), Status> {
-        let strange = |what: &str| Status::internal(format!("host {host} answers with {what}"));
+        let strange = |what: &str| Status::unavailable(format!("host {host} answers with {what}"));
         let answer = csi::CreateVolumeResponse::decode(answer.clone()).map_err(|_| strange("what cannot be read"))?;
         let volume = answer.volume.ok_or_else(|| strange("no volume"))?;
         let id = Id::parse(Kind::Volume, &volume.volume_id).ok_or_else(|| strange("what is no id"))?;
@@ -184,10 +205,18 @@ impl Call<'_> {
         if id.key != self.key || !inventory.has_store(host, &id.store) {
             return Err(strange("a volume that is not the one asked for, or not in a store of its own"));
         }
-        if !self.asked.range.admits(size) || elsewhere {
+        if !self.asked.range.admits(size) || elsewhere || !self.may_live_on(host) {
             return Err(strange("a volume of another size or place than it may have"));
         }
         inventory.made(host, id, size, self.asked.source.map(|source| source.id()));
+        Ok(())
+    }
+
+    /// The name is wanted again: what is remembered of one that was deleted must not take away what is about to be answered.
+    async fn recall_deleted(&self) -> Result<(), Status> {
+        for deleted in self.answers.deleted() {
+            settle::asked(self.fleet, &self.answers, deleted, deleted.passed_over.clone()).await?;
+        }
         Ok(())
     }
 }

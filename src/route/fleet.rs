@@ -13,8 +13,10 @@ use super::inventory::{Inventory, Owner};
 use super::link::{self, Link, Standing};
 use super::placement;
 use crate::config;
-use crate::domain::{NodeName, PoolName, Role, StoreId};
+use crate::domain::{Key, NodeName, PoolName, Role, StoreId};
 use crate::peer::Tls;
+use crate::pool::guards::Guards;
+use crate::proto::internal::report::News;
 use crate::proto::internal::{Report, Reports};
 
 /// How long hosts that are away are waited for.
@@ -37,6 +39,10 @@ pub struct Fleet {
     /// Which pools each host was brought last.
     brought: Mutex<HashMap<NodeName, Vec<String>>>,
     text_changed: Notify,
+    /// Names that are being asked for: one call at a time each.
+    pub(super) names: Guards<Key>,
+    /// Hosts that were at work on a name when they were asked for it, since when.
+    busy: Mutex<HashMap<(NodeName, Key), Instant>>,
     /// Something may have to be settled.
     pub(super) unsettled: Notify,
     started: Instant,
@@ -67,6 +73,8 @@ impl Fleet {
             inventory: RwLock::default(),
             brought: Mutex::default(),
             text_changed: Notify::new(),
+            names: Guards::default(),
+            busy: Mutex::default(),
             unsettled: Notify::new(),
             started: Instant::now(),
             ready: AtomicBool::new(false),
@@ -201,6 +209,18 @@ impl Fleet {
         self.links().into_iter().filter_map(candidate).collect()
     }
 
+    /// Whether a host that gives no claim of a name, and shows nothing of it, has done so for longer than any host is waited
+    /// for.
+    pub(super) fn is_busy_for_too_long(&self, host: &NodeName, key: &Key) -> bool {
+        let mut busy = lock(&self.busy);
+        let since = *busy.entry((host.clone(), *key)).or_insert_with(Instant::now);
+        since.elapsed() >= self.patience.placing.max(link::BOUND)
+    }
+
+    pub(super) fn not_busy(&self, host: &NodeName, key: &Key) {
+        lock(&self.busy).remove(&(host.clone(), *key));
+    }
+
     // what the links tell
 
     pub(super) fn begun(&self, host: &NodeName) {
@@ -215,21 +235,29 @@ impl Fleet {
         self.unsettled.notify_one();
     }
 
-    pub(super) fn take(&self, host: &NodeName, reports: Reports) {
+    /// Takes in news, and answers whether the host has told all it has by now.
+    pub(super) fn take(&self, host: &NodeName, reports: Reports) -> bool {
         let text = self.text();
+        let mut is_whole = false;
         let mut inventory = self.inventory_mut();
         for news in reports.reports.into_iter().filter_map(|Report { news }| news) {
+            is_whole |= matches!(news, News::Whole(_));
             if let Err(why) = inventory.take(host, &text, news) {
                 tracing::error!(%host, why, "the host reports what it may not have; it is not believed");
             }
         }
         drop(inventory);
         self.unsettled.notify_one();
+        is_whole
     }
 
     /// The pools that are to be on a host; `None` where no controller brings any.
     pub(super) fn entries_of(&self, host: &NodeName) -> Option<Vec<String>> {
         self.text().entries_of(host)
+    }
+
+    pub(super) fn nothing_brought(&self, host: &NodeName) {
+        lock(&self.brought).remove(host);
     }
 
     pub(super) fn brought(&self, host: &NodeName, pools: Vec<String>) {

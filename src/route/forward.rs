@@ -116,6 +116,8 @@ impl Way {
     fn of(status: &Status) -> Way {
         match (status.source(), status.code()) {
             (None, Code::Cancelled | Code::DeadlineExceeded) => Way::Late,
+            // no host says that: it stands for an answer of HTTP alone
+            (None, Code::Unknown) => Way::Broken,
             (None, _) => Way::Answered,
             (Some(source), _) if is_timeout(source) => Way::Late,
             (Some(_), _) => Way::Broken,
@@ -144,6 +146,7 @@ mod tests {
         for (status, way) in [
             (Status::not_found("x"), Way::Answered),
             (Status::unavailable("a pool is down"), Way::Answered),
+            (Status::unknown("HTTP 431"), Way::Broken),
             (Status::cancelled("Timeout expired"), Way::Late),
             (Status::from_error(Box::new(broken)), Way::Broken),
         ] {

@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::config::Fleet;
-use crate::domain::{Id, Key, Kind, NodeName, PoolName, StoreId};
+use crate::domain::{Id, Key, Kind, NodeId, NodeName, PoolName, StoreId};
 use crate::proto::internal::{self, report::News};
+
+/// The most nodes that one volume may be on: an entry of a list stays a few KiB.
+const MOST_NODES: usize = 64;
 
 /// What the hosts reported.
 #[derive(Debug, Default)]
@@ -40,6 +43,8 @@ struct HostView {
 pub struct PoolView {
     /// Its store; `None` while it is down.
     pub store: Option<StoreId>,
+    /// The store it has, or had before it went down.
+    last_store: Option<StoreId>,
     /// Since when it is down, and why.
     pub down: Option<(Instant, String)>,
     /// What may still be promised, in bytes.
@@ -54,6 +59,8 @@ pub struct PoolView {
 struct Claimed {
     host: NodeName,
     pool: PoolName,
+    /// Whether the pool is up: a store that is down keeps its volumes.
+    is_up: bool,
     volumes: BTreeMap<Key, Volume>,
     snapshots: BTreeMap<Key, Snapshot>,
 }
@@ -181,11 +188,17 @@ impl Inventory {
             (None, Some((since, _))) => Some((since, told.down.clone())),
             (None, None) => Some((Instant::now(), told.down.clone())),
         };
-        let before_store = before.and_then(|before| before.store);
-        let session = view.session;
-        view.pools.insert(name.clone(), PoolView { store, down, available: told.available_bytes, told, session });
-        if let Some(old) = before_store.filter(|old| Some(*old) != store) {
+        let last_store = store.or(before.and_then(|before| before.last_store));
+        let replaced = before.and_then(|before| before.last_store).filter(|old| store.is_some_and(|new| new != *old));
+        let (available, session) = (told.available_bytes, view.session);
+        view.pools.insert(name.clone(), PoolView { store, last_store, down, available, told, session });
+        if let Some(old) = replaced {
             self.drop_claim(host, &old);
+        }
+        if let Some(last) = last_store
+            && let Some(claim) = self.claim(host, &last)
+        {
+            claim.is_up = store.is_some();
         }
         if let Some(store) = store {
             let claims = self.stores.entry(store).or_default();
@@ -193,7 +206,7 @@ impl Inventory {
                 Some(claim) => claim.pool = name,
                 None => {
                     let (host, volumes, snapshots) = (host.clone(), BTreeMap::new(), BTreeMap::new());
-                    claims.push(Claimed { host, pool: name, volumes, snapshots });
+                    claims.push(Claimed { host, pool: name, is_up: true, volumes, snapshots });
                 }
             }
         }
@@ -207,6 +220,9 @@ impl Inventory {
         }
         if i64::try_from(told.size_bytes).is_err() {
             return Err(format!("volume {id} has {} bytes", told.size_bytes));
+        }
+        if told.nodes.len() > MOST_NODES || told.nodes.iter().any(|node| node.parse::<NodeId>().is_err()) {
+            return Err(format!("volume {id} is on what is no node, or on too many"));
         }
         let names = |names: &[String]| names.iter().map(|name| name.parse()).collect::<Result<Vec<NodeName>, _>>();
         let passed_over = names(&told.passed_over).map_err(|error| format!("volume {id}: passed over: {error}"))?;
@@ -283,7 +299,7 @@ impl Inventory {
 
     fn drop_pool(&mut self, host: &NodeName, name: &PoolName) {
         let gone = self.hosts.get_mut(host).and_then(|view| view.pools.remove(name));
-        if let Some(store) = gone.and_then(|pool| pool.store) {
+        if let Some(store) = gone.and_then(|pool| pool.last_store) {
             self.drop_claim(host, &store);
         }
     }
@@ -349,11 +365,12 @@ impl Inventory {
             let is_seen = hosts().any(|host| host == pinned);
             return if is_seen { Owner::Host(pinned.clone()) } else { Owner::Unseen(Some(pinned.clone())) };
         }
-        let live: Vec<&NodeName> = hosts().filter(|host| self.hosts.get(*host).is_some_and(|view| view.live)).collect();
+        let is_live = |claim: &&Claimed| claim.is_up && self.hosts.get(&claim.host).is_some_and(|view| view.live);
+        let live: Vec<&Claimed> = claims.iter().filter(is_live).collect();
         match (live.as_slice(), claims) {
-            ([only], _) => Owner::Host((*only).clone()),
-            ([], []) => Owner::Unseen(None),
+            ([only], _) => Owner::Host(only.host.clone()),
             ([], [only]) => Owner::Host(only.host.clone()),
+            ([], []) => Owner::Unseen(None),
             _ => Owner::Disputed(hosts().cloned().collect()),
         }
     }
@@ -400,11 +417,6 @@ impl Inventory {
         self.hosts.get(host).into_iter().flat_map(|view| &view.pools)
     }
 
-    /// The pool that a store belongs to.
-    pub fn pool_of(&self, store: &StoreId) -> Option<&PoolName> {
-        self.stores.get(store)?.first().map(|claim| &claim.pool)
-    }
-
     /// What hosts have of a name, also where it is remembered only.
     pub fn of_name(&self, key: &Key) -> impl Iterator<Item = (&NodeName, &Volume)> {
         let doubled = self.doubled.get(key).into_iter().flatten();
@@ -413,12 +425,16 @@ impl Inventory {
         claims.filter_map(|claim| Some((&claim.host, claim.volumes.get(key)?)))
     }
 
-    /// The volumes that have a name that others have too, and that exist: none where the name is in one place.
+    /// The volumes that have a name that others have too, and that exist, whoever shows them: none where the name is in one
+    /// place.
     pub fn doubles(&self, key: &Key) -> Vec<(Id, Volume)> {
         let stores = self.doubled.get(key).into_iter().flatten();
-        let ids = stores.map(|store| Id { store: *store, key: *key });
-        let there: Vec<_> =
-            ids.filter_map(|id| Some((id, self.volume(&id)?.clone()))).filter(|(_, v)| !v.deleted).collect();
+        let shown = |store: &StoreId| {
+            let claims = self.stores.get(store).into_iter().flatten();
+            let volume = claims.filter_map(|claim| claim.volumes.get(key)).find(|volume| !volume.deleted)?;
+            Some((Id { store: *store, key: *key }, volume.clone()))
+        };
+        let there: Vec<_> = stores.filter_map(shown).collect();
         if there.len() < 2 { Vec::new() } else { there }
     }
 
@@ -467,7 +483,7 @@ impl Inventory {
         let Owner::Host(host) = self.owner(&id.store) else { return };
         let session = self.session(&host);
         if let Some(claim) = self.claim(&host, &id.store) {
-            claim.snapshots.insert(id.key, Snapshot { session, ..snapshot });
+            claim.snapshots.entry(id.key).or_insert(Snapshot { session, ..snapshot });
         }
     }
 

@@ -1,5 +1,6 @@
 //! One host, as a controller reaches it: its channel, whether it can be asked now, and the task that follows its report.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
 use super::fleet::Fleet;
+use super::forward;
 use crate::domain::{Key, Kind, NodeName};
 use crate::peer::LARGEST_MESSAGE;
 use crate::proto::internal::host_client::HostClient;
@@ -20,6 +22,8 @@ const APPLY_BOUND: Duration = Duration::from_secs(10);
 /// How long the next try waits, from the first failure to a host that is long gone.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// After how many bounds missed in a row a connection is given up.
+const MISSED: u32 = 5;
 
 /// One host.
 pub struct Link {
@@ -96,6 +100,17 @@ impl Link {
         }
     }
 
+    /// Whether a claim still is the host's newest of a key, within the bound.
+    pub async fn confirm(&self, key: &Key, claim: String) -> Result<bool, Status> {
+        let mut request = Request::new(internal::ConfirmRequest { key: key.to_string(), claim });
+        request.set_timeout(BOUND);
+        let mut client = self.client();
+        match tokio::time::timeout(BOUND, client.confirm(request)).await {
+            Ok(answered) => answered.map(|answer| answer.into_inner().newest),
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} seconds", BOUND.as_secs()))),
+        }
+    }
+
     fn away(&self, why: String) {
         let mut standing = self.lock();
         let since = match &*standing {
@@ -135,33 +150,41 @@ pub async fn follow(fleet: Arc<Fleet>, link: Arc<Link>) {
     }
 }
 
-/// One report, from its greeting to its end.
+/// One report, from its greeting to its end. Beside it pools are brought, and the host is vouched for.
 async fn listen(fleet: &Arc<Fleet>, link: &Arc<Link>) -> Result<(), Status> {
     // what was suspected of an earlier connection says nothing of this one
     let _ = tokio::time::timeout(Duration::ZERO, link.suspected.notified()).await;
-    let mut stream = begin(link).await?;
+    let stream = begin(link).await?;
     fleet.begun(&link.name);
-    bring_pools(fleet, link).await?;
-    // one that greets and does not answer is of no use
-    let nothing = Key::of_name(Kind::Volume, "");
-    link.find(&nothing, false).await?;
-    link.here();
-    fleet.host_changed();
-    loop {
-        let next = tokio::select! {
-            // cancel-safe: a message that is left in the stream is dropped with it
-            next = stream.message() => next?,
-            // cancel-safe: a suspicion that is missed here was noted in the standing
-            () = link.suspected.notified() => return Err(Status::deadline_exceeded("it missed a bound")),
-            // cancel-safe: the pools are brought again whenever they differ
-            () = fleet.pools_differ(&link.name) => {
-                bring_pools(fleet, link).await?;
-                continue;
-            }
-        };
-        match next {
-            Some(reports) => fleet.take(&link.name, reports),
-            None => return Ok(()),
+    let progress = Progress::default();
+    tokio::select! {
+        // cancel-safe, all three: the first to end ends the connection's part in all of them
+        ended = read(fleet, link, stream, &progress) => ended,
+        ended = bring_pools(fleet, link, &progress) => ended,
+        ended = vouch(fleet, link, &progress) => ended,
+    }
+}
+
+/// How far a new connection has come.
+#[derive(Default)]
+struct Progress {
+    /// The host has told all it has.
+    is_whole: AtomicBool,
+    /// The pools that are to be on it were brought, or refused.
+    has_pools: AtomicBool,
+    changed: Notify,
+}
+
+impl Progress {
+    fn note(&self, what: &AtomicBool) {
+        if !what.swap(true, Ordering::Relaxed) {
+            self.changed.notify_one();
+        }
+    }
+
+    async fn complete(&self) {
+        while !(self.is_whole.load(Ordering::Relaxed) && self.has_pools.load(Ordering::Relaxed)) {
+            self.changed.notified().await;
         }
     }
 }
@@ -173,15 +196,70 @@ async fn begin(link: &Link) -> Result<Streaming<Reports>, Status> {
     Ok(begun.await.map_err(late)??.into_inner())
 }
 
-/// Brings the host the pools that the fleet's owner wants on it.
-async fn bring_pools(fleet: &Fleet, link: &Link) -> Result<(), Status> {
-    let Some(pools) = fleet.entries_of(&link.name) else { return Ok(()) };
+/// Takes in what the host tells.
+async fn read(fleet: &Fleet, link: &Link, mut stream: Streaming<Reports>, progress: &Progress) -> Result<(), Status> {
+    while let Some(reports) = stream.message().await? {
+        if fleet.take(&link.name, reports) {
+            progress.note(&progress.is_whole);
+        }
+    }
+    Ok(())
+}
+
+/// Brings the host the pools that the fleet's owner wants on it, and again whenever they change. A host that cannot take them
+/// serves what it has, and is asked again.
+async fn bring_pools(fleet: &Fleet, link: &Link, progress: &Progress) -> Result<(), Status> {
+    fleet.nothing_brought(&link.name);
+    loop {
+        if let Some(pools) = fleet.entries_of(&link.name)
+            && let Err(status) = bring(fleet, link, pools).await
+        {
+            if forward::is_of_the_way(&status) {
+                return Err(status);
+            }
+            tracing::error!(host = %link.name, why = status.message(), "the host cannot take the fleet's pools");
+            progress.note(&progress.has_pools);
+            tokio::time::sleep(APPLY_BOUND).await;
+            continue;
+        }
+        progress.note(&progress.has_pools);
+        fleet.pools_differ(&link.name).await;
+    }
+}
+
+async fn bring(fleet: &Fleet, link: &Link, pools: Vec<String>) -> Result<(), Status> {
     let mut request = Request::new(internal::ApplyRequest { pools: pools.clone() });
     request.set_timeout(APPLY_BOUND);
     let answer = link.client().apply(request).await?.into_inner();
-    for internal::Refusal { pool, why } in answer.refusals {
+    for internal::Refusal { pool, why } in answer.refusals.into_iter().take(pools.len()) {
         tracing::error!(host = %link.name, pool, why, "the host refuses a pool");
     }
     fleet.brought(&link.name, pools);
     Ok(())
+}
+
+/// Lets the host be asked once it has told all it has, and answers within the bound: one that greets and does not answer is of
+/// no use. When it misses the bound later, it has to show that it can again; its report goes on.
+async fn vouch(fleet: &Fleet, link: &Link, progress: &Progress) -> Result<(), Status> {
+    progress.complete().await;
+    let nothing = Key::of_name(Kind::Volume, "");
+    let mut missed = 0;
+    loop {
+        match link.find(&nothing, false).await {
+            Ok(_) => {
+                missed = 0;
+                link.here();
+                fleet.host_changed();
+                link.suspected.notified().await;
+            }
+            Err(status) => {
+                missed += 1;
+                link.away(format!("{:?}: {}", status.code(), status.message()));
+                if missed >= MISSED {
+                    return Err(status);
+                }
+                tokio::time::sleep(FIRST_PAUSE).await;
+            }
+        }
+    }
 }

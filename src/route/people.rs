@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::fleet::Fleet;
 use super::link::{BOUND, Link, Standing};
 use super::settle;
-use crate::domain::{Id, Kind};
+use crate::domain::{Id, Kind, NodeName};
 use crate::proto::internal::{self, fleet_server};
 
 /// The internal service of a controller.
@@ -28,7 +28,6 @@ impl fleet_server::Fleet for PeopleService {
         let wanted = request.into_inner();
         let mut asking = JoinSet::new();
         for link in self.fleet.links() {
-            let wanted = wanted.clone();
             asking.spawn(async move {
                 let answer = describe(&link, wanted).await;
                 (link, answer)
@@ -39,11 +38,7 @@ impl fleet_server::Fleet for PeopleService {
         while let Some(joined) = asking.join_next().await {
             let Ok((link, answer)) = joined else { continue };
             match answer {
-                Ok(answer) => {
-                    all.pools.extend(answer.pools);
-                    all.volumes.extend(answer.volumes);
-                    all.snapshots.extend(answer.snapshots);
-                }
+                Ok(answer) => self.take(&link.name, answer, &mut all),
                 Err(why) => all.pools.extend(self.pools_of_away(&link, &why)),
             }
         }
@@ -64,6 +59,18 @@ impl fleet_server::Fleet for PeopleService {
 }
 
 impl PeopleService {
+    /// What a host says of itself, and nothing that it says of others.
+    fn take(&self, host: &NodeName, answer: internal::DescribeResponse, all: &mut internal::DescribeResponse) {
+        let inventory = self.fleet.inventory();
+        let is_its_own = |id: &str| id.parse().is_ok_and(|id: Id| inventory.has_store(host, &id.store));
+        let name = host.to_string();
+        all.pools.extend(answer.pools.into_iter().map(|pool| internal::Pool { host: name.clone(), ..pool }));
+        let volumes = answer.volumes.into_iter().filter(|volume| is_its_own(&volume.id));
+        all.volumes.extend(volumes.map(|volume| internal::Volume { host: name.clone(), ..volume }));
+        let snapshots = answer.snapshots.into_iter().filter(|snapshot| is_its_own(&snapshot.id));
+        all.snapshots.extend(snapshots.map(|snapshot| internal::Snapshot { host: name.clone(), ..snapshot }));
+    }
+
     /// The pools that a host that is away was seen with, or itself where none were.
     fn pools_of_away(&self, link: &Link, why: &str) -> Vec<internal::Pool> {
         let inventory = self.fleet.inventory();

@@ -19,11 +19,12 @@ use tower::Service;
 
 use super::fleet::Fleet;
 use super::forward::{RawCodec, forward};
-use super::inventory::Snapshot;
+use super::inventory::{Snapshot, Volume};
 use super::{create, lists};
 use crate::csi::parse::{self, PublishRequest};
 use crate::csi::{LARGEST_MESSAGE, Telemetry, capabilities, deadline};
 use crate::domain::{Id, Key, Kind, StoreId};
+use crate::pool::tasks::{Task, Tasks};
 use crate::proto::csi::v1 as csi;
 
 /// The Controller service of a controller.
@@ -31,6 +32,8 @@ use crate::proto::csi::v1 as csi;
 pub struct ControllerDoor {
     /// The hosts.
     pub fleet: Arc<Fleet>,
+    /// The work under way.
+    pub tasks: Tasks,
 }
 
 impl NamedService for ControllerDoor {
@@ -48,11 +51,11 @@ impl Service<http::Request<Body>> for ControllerDoor {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().and_then(Method::of);
-        let fleet = Arc::clone(&self.fleet);
+        let (fleet, task) = (Arc::clone(&self.fleet), self.tasks.begin());
         Box::pin(async move {
             let Some(method) = method else { return Ok(Status::unimplemented("no such call").into_http()) };
             let mut grpc = Grpc::new(RawCodec).max_decoding_message_size(LARGEST_MESSAGE);
-            Ok(grpc.unary(Handler { fleet, method }, request).await)
+            Ok(grpc.unary(Handler { fleet, method, task: Some(task) }, request).await)
         })
     }
 }
@@ -105,6 +108,8 @@ methods!(
 struct Handler {
     fleet: Arc<Fleet>,
     method: Method,
+    /// Counts it among the work under way until it has ended.
+    task: Option<Task>,
 }
 
 impl UnaryService<Bytes> for Handler {
@@ -112,12 +117,13 @@ impl UnaryService<Bytes> for Handler {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let (fleet, method) = (Arc::clone(&self.fleet), self.method);
+        let (fleet, method, task) = (Arc::clone(&self.fleet), self.method, self.task.take());
         Box::pin(async move {
             let deadline = deadline(&request);
             let call = Call { fleet, method, message: request.into_inner(), deadline };
             // in a task of its own: what has begun on a host is followed to its end, whether the caller waits or not
             let answering = tokio::spawn(async move {
+                let _task = task;
                 let about = call.about();
                 Telemetry.observe(method.name(), about, call.answer()).await
             });
@@ -125,6 +131,13 @@ impl UnaryService<Bytes> for Handler {
             ended.map(Response::new)
         })
     }
+}
+
+/// What all messages about a volume have in their first field.
+#[derive(Clone, PartialEq, Message)]
+struct About {
+    #[prost(string, tag = "1")]
+    volume_id: String,
 }
 
 /// Where a message goes.
@@ -152,16 +165,13 @@ impl Call {
             Method::CreateSnapshot => self.read::<csi::CreateSnapshotRequest>().map(|message| message.name),
             Method::DeleteSnapshot => self.read::<csi::DeleteSnapshotRequest>().map(|message| message.snapshot_id),
             Method::GetSnapshot => self.read::<csi::GetSnapshotRequest>().map(|message| message.snapshot_id),
-            // the id is the first field of all that are about a volume
             Method::ControllerExpandVolume
             | Method::ControllerGetVolume
             | Method::ControllerModifyVolume
             | Method::ControllerPublishVolume
             | Method::ControllerUnpublishVolume
             | Method::DeleteVolume
-            | Method::ValidateVolumeCapabilities => {
-                self.read::<csi::DeleteVolumeRequest>().map(|message| message.volume_id)
-            }
+            | Method::ValidateVolumeCapabilities => self.read::<About>().map(|message| message.volume_id),
             Method::ControllerGetCapabilities | Method::GetCapacity | Method::ListSnapshots | Method::ListVolumes => {
                 Ok(String::new())
             }
@@ -250,8 +260,7 @@ impl Call {
 
     /// A snapshot is cut where its volume lives. Its name is looked for in what hosts reported.
     fn to_cut(&self, request: csi::CreateSnapshotRequest) -> Result<To, Status> {
-        let volume = parse::required("source_volume_id", request.source_volume_id)?;
-        let name = parse::name("name", request.name)?;
+        let (name, volume) = parse::create_snapshot(request)?;
         let key = Key::of_name(Kind::Snapshot, &name);
         let to = known(Kind::Volume, "volume", volume)?;
         if let To::Store(of) = &to
@@ -278,13 +287,13 @@ impl Call {
     /// Of several volumes with one name none is given to a node, until one has been, or their owner has chosen.
     fn refuse_doubles(&self, id: &Id) -> Result<(), Status> {
         let doubles = self.fleet.inventory().doubles(&id.key);
-        let granted = |of: &Id| doubles.iter().any(|(other, volume)| other == of && volume.generation > 0);
-        let others: Vec<String> =
-            doubles.iter().filter(|(other, _)| other != id).map(|(other, _)| other.to_string()).collect();
-        let other_was_granted = doubles.iter().any(|(other, _)| other != id && granted(other));
-        if others.is_empty() || (granted(id) && !other_was_granted) {
+        let others: Vec<&(Id, Volume)> = doubles.iter().filter(|(other, _)| other != id).collect();
+        let was_granted = doubles.iter().any(|(other, volume)| other == id && volume.generation > 0);
+        let other_was_granted = others.iter().any(|(_, volume)| volume.generation > 0);
+        if others.is_empty() || (was_granted && !other_was_granted) {
             return Ok(());
         }
+        let others: Vec<String> = others.iter().map(|(other, _)| other.to_string()).collect();
         self.fleet.host_changed();
         Err(Status::failed_precondition(format!(
             "{} has the same name; until that is settled, neither is given to a node: `cistern volume ls`",

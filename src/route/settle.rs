@@ -5,11 +5,11 @@
 //! Nothing is decided from what was reported: the hosts are asked anew, and each acts only on its newest claim, so that no
 //! creation that runs meanwhile, through whatever controller, is crossed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tonic::{Request, Status};
 
 use super::ask::{Answers, Found, ask};
@@ -19,8 +19,9 @@ use crate::domain::{Id, Key, NodeName};
 use crate::proto::internal::settle_request::Act;
 use crate::proto::internal::{Hosts, SettleRequest};
 
-/// How often what is left is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// When what is left is tried again, at first and at last.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How many names are settled at a time.
 const AT_A_TIME: usize = 32;
 
@@ -57,67 +58,97 @@ fn passed_over(one: &Found, other: &Found) -> bool {
 
 /// Settles what there is to settle, for as long as the controller runs.
 pub async fn settle_all(fleet: Arc<Fleet>) {
+    let mut tries: HashMap<Key, Tried> = HashMap::new();
     loop {
-        let mut settling = JoinSet::new();
         let keys = fleet.inventory().unsettled();
+        tries.retain(|key, _| keys.contains(key));
+        let mut settling = JoinSet::new();
         for key in keys {
+            if tries.get(&key).is_some_and(|tried| Instant::now() < tried.again) {
+                continue;
+            }
             if settling.len() >= AT_A_TIME {
-                settling.join_next().await;
+                note(&mut tries, settling.join_next().await);
             }
             let fleet = Arc::clone(&fleet);
-            settling.spawn(async move {
-                if let Err(status) = settle(&fleet, &key).await {
-                    tracing::debug!(%key, why = status.message(), "not settled yet");
-                }
-            });
+            settling.spawn(async move { (key, settle(&fleet, &key).await) });
         }
-        while settling.join_next().await.is_some() {}
+        while let Some(ended) = settling.join_next().await {
+            note(&mut tries, Some(ended));
+        }
         // cancel-safe: a notice that is missed here is made up for a second later
-        let _ = tokio::time::timeout(AGAIN, fleet.unsettled.notified()).await;
+        let _ = tokio::time::timeout(FIRST_PAUSE, fleet.unsettled.notified()).await;
         // many notices make one round
-        tokio::time::sleep(AGAIN / 10).await;
+        tokio::time::sleep(FIRST_PAUSE / 10).await;
     }
 }
 
-/// Settles one name as far as the hosts that are here allow.
-async fn settle(fleet: &Fleet, key: &Key) -> Result<(), Status> {
-    let concerned = concerned(fleet, key);
-    if !concerned.iter().any(|host| can_settle(fleet, key, host)) {
-        return Ok(());
+/// How a try to settle a name ended, with what its owner must know.
+type Ended = Result<(Key, Result<Option<String>, Status>), JoinError>;
+
+/// What came of the last try to settle a name.
+struct Tried {
+    again: Instant,
+    pause: Duration,
+    /// What was said of it, to say it once.
+    said: Option<String>,
+}
+
+/// Notes how a try ended, and when the next one is due: what is not settled is tried less and less often.
+fn note(tries: &mut HashMap<Key, Tried>, ended: Option<Ended>) {
+    let Some(Ok((key, ended))) = ended else { return };
+    let said = match ended {
+        Ok(said) => said,
+        Err(status) => {
+            tracing::debug!(%key, why = status.message(), "not settled yet");
+            None
+        }
+    };
+    let before = tries.remove(&key);
+    let pause = before.as_ref().map_or(FIRST_PAUSE, |tried| LONGEST_PAUSE.min(tried.pause * 2));
+    if let Some(said) = &said
+        && before.is_none_or(|tried| tried.said.as_ref() != Some(said))
+    {
+        tracing::warn!(%key, "{said}");
     }
+    tries.insert(key, Tried { again: Instant::now() + pause, pause, said });
+}
+
+/// Settles one name as far as the hosts that are here allow. Answers what its owner must know of it.
+async fn settle(fleet: &Fleet, key: &Key) -> Result<Option<String>, Status> {
+    let Some(concerned) = concerned(fleet, key) else { return Ok(None) };
     let links = concerned.iter().filter_map(|host| fleet.link(host)).collect();
     let answers = ask(fleet, links, key).await;
     let existing: Vec<Found> = answers.existing().cloned().collect();
     if existing.len() > 1 {
         return match verdict(&existing) {
-            Verdict::Keep(id) => remove_others(fleet, &answers, &existing, id).await,
+            Verdict::Keep(id) => remove_others(fleet, &answers, &existing, id).await.map(|()| None),
             Verdict::OwnersChoice => {
                 let ids: Vec<String> = existing.iter().map(|found| found.id.to_string()).collect();
-                tracing::warn!(%key, ids = ids.join(", "), "several volumes have one name; their owner must choose");
-                Ok(())
+                Ok(Some(format!("several volumes have one name, and their owner must choose: {}", ids.join(", "))))
             }
         };
     }
     remove_after_deletion(fleet, &answers).await?;
-    tell_who_was_asked(fleet, &answers).await
+    tell_who_was_asked(fleet, &answers).await?;
+    Ok(None)
 }
 
-/// The hosts that have the name, and those that were passed over when it was made.
-fn concerned(fleet: &Fleet, key: &Key) -> BTreeSet<NodeName> {
+/// The hosts that have the name, and those that were passed over when it was made; `None` where none of the latter is here
+/// and the name is in one place, so that there is nobody to ask.
+fn concerned(fleet: &Fleet, key: &Key) -> Option<BTreeSet<NodeName>> {
     let inventory = fleet.inventory();
-    let mut hosts = BTreeSet::new();
+    let (mut hosts, mut passed_over) = (BTreeSet::new(), BTreeSet::new());
     for (host, volume) in inventory.of_name(key) {
         hosts.insert(host.clone());
-        hosts.extend(volume.passed_over.iter().cloned());
+        passed_over.extend(volume.passed_over.iter().cloned());
     }
-    hosts
-}
-
-/// Whether it is worth asking: a host that was passed over is here, or the name is in two places.
-fn can_settle(fleet: &Fleet, key: &Key, host: &NodeName) -> bool {
-    let inventory = fleet.inventory();
-    let was_passed_over = inventory.of_name(key).any(|(_, volume)| volume.passed_over.contains(host));
-    (was_passed_over && fleet.link(host).is_none_or(|link| link.is_here())) || inventory.doubles(key).len() > 1
+    let is_double = hosts.len() > 1;
+    drop(inventory);
+    let is_here = |host: &NodeName| fleet.link(host).is_some_and(|link| link.is_here());
+    let worth_it = is_double || passed_over.iter().any(is_here);
+    hosts.extend(passed_over);
+    worth_it.then_some(hosts)
 }
 
 /// The ones that go, each on its own host, which looks once more.
@@ -129,15 +160,12 @@ async fn remove_others(fleet: &Fleet, answers: &Answers, existing: &[Found], kep
     Ok(())
 }
 
-/// A volume was deleted that others had been passed over for: what one of them has of the name nobody wants.
+/// A volume was deleted that others had been passed over for: what one of them has of the name nobody wants. If that one was
+/// made, or answered, when the host of the deleted one could not be asked, it may be the newer of the two, and stays.
 async fn remove_after_deletion(fleet: &Fleet, answers: &Answers) -> Result<(), Status> {
-    let deleted: Vec<&Found> = answers.found.iter().filter(|found| found.deleted).collect();
-    for one in deleted {
-        for other in answers.existing().filter(|other| passed_over(one, other) && other.generation == 0) {
-            if passed_over(other, one) {
-                // it was answered after the deleted one could not be asked: it may be wanted
-                continue;
-            }
+    for one in answers.deleted() {
+        let unwanted = |other: &&Found| passed_over(one, other) && !passed_over(other, one) && other.generation == 0;
+        for other in answers.existing().filter(unwanted) {
             act(fleet, answers, other, Act::YieldTo(one.id.to_string())).await?;
             tracing::info!(removed = %other.id, host = %other.host, deleted = %one.id, "its name was deleted elsewhere");
         }
@@ -145,23 +173,39 @@ async fn remove_after_deletion(fleet: &Fleet, answers: &Answers) -> Result<(), S
     Ok(())
 }
 
-/// Hosts that were asked by now are passed over no more, if they have nothing of the name that is still to be settled.
+/// Hosts that were asked by now are passed over no more, if they have nothing of the name that could still have to go, or to
+/// be kept, because of that. What is remembered of a deleted one goes first.
 async fn tell_who_was_asked(fleet: &Fleet, answers: &Answers) -> Result<(), Status> {
-    for one in &answers.found {
-        let rivals = |host: &NodeName| {
-            answers
-                .existing()
-                .any(|other| other.id != one.id && (other.host == *host || other.made_on.as_ref() == Some(host)))
+    for one in answers.deleted() {
+        let unwanted = |host: &NodeName| {
+            answers.existing().any(|other| is_of(other, host) && !passed_over(other, one) && other.generation == 0)
         };
-        // a host that has left the fleet for good has nothing to say
-        let asked = |host: &&NodeName| answers.is_sure_of(host) || fleet.link(host).is_none();
-        let names: Vec<String> =
-            one.passed_over.iter().filter(asked).filter(|host| !rivals(host)).map(NodeName::to_string).collect();
-        if !names.is_empty() {
-            act(fleet, answers, one, Act::Asked(Hosts { names })).await?;
-        }
+        asked(fleet, answers, one, sure(answers, one).filter(|host| !unwanted(host)).collect()).await?;
+    }
+    for one in answers.existing() {
+        let rivals = |host: &NodeName| answers.found.iter().any(|other| other.id != one.id && is_of(other, host));
+        asked(fleet, answers, one, sure(answers, one).filter(|host| !rivals(host)).collect()).await?;
     }
     Ok(())
+}
+
+/// Hosts of its list that have said all they may have of the name.
+fn sure<'a>(answers: &'a Answers, one: &'a Found) -> impl Iterator<Item = NodeName> + 'a {
+    one.passed_over.iter().filter(|host| answers.is_sure_of(host, &one.pool)).cloned()
+}
+
+/// Whether this host has it, or made it.
+fn is_of(found: &Found, host: &NodeName) -> bool {
+    found.host == *host || found.made_on.as_ref() == Some(host)
+}
+
+/// Takes hosts out of the list of what was found.
+pub async fn asked(fleet: &Fleet, answers: &Answers, found: &Found, hosts: Vec<NodeName>) -> Result<(), Status> {
+    if hosts.is_empty() {
+        return Ok(());
+    }
+    let names = hosts.iter().map(NodeName::to_string).collect();
+    act(fleet, answers, found, Act::Asked(Hosts { names })).await
 }
 
 async fn act(fleet: &Fleet, answers: &Answers, found: &Found, act: Act) -> Result<(), Status> {
@@ -186,6 +230,7 @@ pub async fn keep(fleet: &Fleet, id: &Id) -> Result<(), Status> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::ask::FoundState;
     use super::*;
     use crate::domain::{Kind, StoreId, Uuid};
 
@@ -197,9 +242,8 @@ mod tests {
         Found {
             host: host.parse().unwrap(),
             id: Id { store, key: Key::of_name(Kind::Volume, "name") },
-            pool: "p".to_owned(),
-            deleted: false,
-            ready: true,
+            pool: "p".parse().unwrap(),
+            state: FoundState::There,
             generation: generation.parse().unwrap(),
             made_on: Some(host.parse().unwrap()),
             passed_over: passed_over

@@ -167,8 +167,13 @@ pub fn create(host: &Host, request: &CreateVolume, choice: Option<&Choice>) -> R
             }
         }
         left_behind => {
-            if let Some(entry) = left_behind {
-                clear(&store, &key, entry.state)?;
+            match left_behind.map(|entry| entry.state) {
+                // whoever asks for the name now has asked all hosts anew, and names those that did not answer
+                Some(State::Deleted) => store.records.remove(&key)?,
+                Some(State::Making | State::Removing) => {
+                    let _ = tear_down(&store, &key)?;
+                }
+                Some(State::Ready) | None => {}
             }
             let source = guard_source(host, &store, request)?;
             make(&store, &key, &guard, request, passed_over, source)?;
@@ -176,18 +181,6 @@ pub fn create(host: &Host, request: &CreateVolume, choice: Option<&Choice>) -> R
     }
     let made = store.records.get(&key)?.ok_or(CreateError::Job(JobError::Stopped))?;
     Ok(VolumeInfo::of(&store, key, &made.record))
-}
-
-/// Makes room for a new volume of this name. What is remembered of a deleted one is not needed any more: whoever asks for
-/// the name now has asked all hosts anew, and names those that did not answer.
-fn clear(store: &Store, key: &Key, state: State) -> Result<(), CreateError> {
-    match state {
-        State::Deleted => store.records.remove(key)?,
-        State::Making | State::Ready | State::Removing => {
-            let _ = tear_down(store, key)?;
-        }
-    }
-    Ok(())
 }
 
 /// Notes hosts that could not be asked this time. The volume is about to be answered, so it stays, whatever they have.

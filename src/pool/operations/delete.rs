@@ -102,7 +102,7 @@ fn refuse_in_use(store: &Store, record: &Record, key: &Key) -> Result<(), Delete
     }
 }
 
-fn wipe_and_remove(store: &Store, key: &Key, record: &Record) -> Result<Outcome<()>, DeleteError> {
+pub(super) fn wipe_and_remove(store: &Store, key: &Key, record: &Record) -> Result<Outcome<()>, DeleteError> {
     let wipe = record.volume().map_or(Wipe::None, |volume| volume.wipe);
     step!("delete.wipe");
     let has_piece = match store.medium.open(key) {

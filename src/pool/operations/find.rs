@@ -1,5 +1,7 @@
 //! Find: what this host has under a key, in whatever pool, asked by a controller before it chooses a host for a new volume.
 
+use std::sync::PoisonError;
+
 use crate::domain::{Id, Key, NodeName, PoolName, Uuid};
 use crate::machine;
 use crate::pool::claims::Claim;
@@ -52,6 +54,8 @@ pub enum FindError {
 /// name is being made there is none.
 pub fn find(host: &Host, key: &Key, with_claim: bool) -> Result<Findings, FindError> {
     step!("find.claim");
+    // one question at a time, so that only work on the name itself keeps it from being claimed
+    let _asking = host.asking.lock().unwrap_or_else(PoisonError::into_inner);
     // held until the stores have been read: no volume of the name begins between the reading and the claim
     let name = if with_claim { host.names.exclusive(key).ok() } else { None };
     let mut found = Vec::new();
@@ -69,6 +73,11 @@ pub fn find(host: &Host, key: &Key, with_claim: bool) -> Result<Findings, FindEr
     }
     let unsure = host.pools().into_iter().filter(|pool| pool.store.is_err()).map(|pool| pool.spec.name).collect();
     Ok(Findings { found, claim, unsure })
+}
+
+/// Whether this claim still is the newest of its name.
+pub fn confirm(host: &Host, key: &Key, claim: &Claim) -> bool {
+    host.claims.is_newest(key, claim)
 }
 
 fn describe(id: Id, pool: PoolName, state: State, record: &Record) -> Found {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use create::{CreateError, create};
 pub use delete::{DeleteError, delete};
 pub use expand::{ExpandError, Expanded, expand};
-pub use find::{FindError, Findings, Found, find};
+pub use find::{FindError, Findings, Found, confirm, find};
 pub use list::{ListedSnapshot, ListedVolume, MOST, Page, Pages, snapshots, volumes};
 pub use modify::{ModifyError, modify};
 pub use publish::{PublishError, UnpublishError, publish, restore_grants, unpublish};
