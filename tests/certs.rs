@@ -129,23 +129,24 @@ fn what_nobody_would_believe_is_not_made() {
 fn one_authority_takes_over_by_the_way_that_is_written_down() {
     let place = Place::bare();
     let (old, new) = (place.path("old"), place.path("new"));
-    let add = |from: &Path, to: &Path| {
-        let text = fs::read_to_string(to.join("ca.crt")).unwrap() + &fs::read_to_string(from.join("ca.crt")).unwrap();
-        fs::write(to.join("ca.crt"), text).unwrap();
-    };
+    let of = |dir: &Path| fs::read_to_string(dir.join("ca.crt")).unwrap();
     certs(&old, &["a=host"]).unwrap();
-    let first = fs::read_to_string(old.join("a/ca.crt")).unwrap();
+    let first = of(&old);
     certs(&new, &[]).unwrap();
-    add(&new, &old);
+    let second = of(&new);
+    fs::write(old.join("ca.crt"), first.clone() + &second).unwrap();
     certs(&old, &["a=host"]).unwrap();
-    assert!(fs::read_to_string(old.join("a/ca.crt")).unwrap().starts_with(&first));
+    assert_eq!(of(&old.join("a")), first.clone() + &second);
     assert_eq!(identity(&old.join("a")), "host a");
-    add(&old, &new);
+    fs::copy(old.join("ca.crt"), new.join("ca.crt")).unwrap();
     certs(&new, &["a=host"]).unwrap();
+    assert_eq!(of(&new.join("a")), first.clone() + &second);
     assert_eq!(identity(&new.join("a")), "host a");
-    // signed by the new one, which the old one's files now believe too
-    fs::copy(old.join("a/ca.crt"), new.join("a/ca.crt")).unwrap();
+    fs::write(new.join("ca.crt"), &second).unwrap();
+    certs(&new, &["a=host"]).unwrap();
+    assert_eq!(of(&new.join("a")), second);
     assert_eq!(identity(&new.join("a")), "host a");
+    // it was the new one that signed
     fs::write(new.join("a/ca.crt"), first).unwrap();
     assert!(Tls::open(&new.join("a")).is_err());
 }

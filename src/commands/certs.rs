@@ -23,9 +23,15 @@ nobody listens to (such as scp), and start its server with `--tls` and that dire
 
 Keep certs/ca.key to yourself: whoever has it can be any machine. No machine needs it.
 
-The same command again renews the certificates of the machines it names, and leaves all else. A server reads its files
-again when they change, also when ca.crt has several authorities in it, one after another, as it has while a new one takes
-over from an old one.
+The same command again renews the certificates of the machines it names, and leaves all else. Servers read their files
+again when they change.
+
+A new authority takes over while all goes on, since ca.crt may have several in it, one after another:
+  1. cistern certs --dir new; cat new/ca.crt >> certs/ca.crt
+  2. cistern certs --dir certs NAME=ROLE ... for all machines, and copy: everybody believes both
+  3. cp certs/ca.crt new/ca.crt
+  4. cistern certs --dir new NAME=ROLE ... for all machines, and copy: everybody shows the new one's
+  5. take the old one out of new/ca.crt, and do 4 again: the old one is believed no more
 
 With an authority of your own (cert-manager, Vault, openssl) this command is not needed. A directory for `--tls` has
 ca.crt, tls.crt and tls.key in it, in PEM; the certificate has for each role of its machine the DNS name
