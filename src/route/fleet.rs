@@ -179,6 +179,7 @@ impl Fleet {
     pub fn candidates(&self, pool: &PoolName) -> Vec<placement::Candidate> {
         let text = self.text();
         let spec = text.pools.iter().flatten().find(|of_fleet| of_fleet.spec.name == *pool);
+        let may_be_on = |link: &Link| spec.is_none_or(|of_fleet| of_fleet.spec.may_be_on(&link.name));
         let inventory = self.inventory();
         let candidate = |link: Arc<Link>| {
             let known = inventory.pool(&link.name, pool);
@@ -187,11 +188,13 @@ impl Fleet {
                     None => placement::Standing::Here { available: view.available },
                     Some((since, _)) => placement::Standing::Away { since: since.elapsed() },
                 },
-                (Standing::Here, None) => return None,
+                // one that has not told all it has may still tell of it
+                (Standing::Here, None) => {
+                    let may = !inventory.is_whole(&link.name) && may_be_on(&link);
+                    may.then_some(placement::Standing::Away { since: Duration::ZERO })?
+                }
                 (Standing::Away { since, .. }, known) => {
-                    let was_seen = inventory.is_whole(&link.name);
-                    let may =
-                        known.is_some() || !was_seen && spec.is_none_or(|of_fleet| of_fleet.spec.may_be_on(&link.name));
+                    let may = known.is_some() || !inventory.is_whole(&link.name) && may_be_on(&link);
                     may.then_some(placement::Standing::Away { since: since.elapsed() })?
                 }
             };

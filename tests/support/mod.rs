@@ -3,13 +3,16 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod fleet;
 pub mod inventory;
 pub mod lab;
 pub mod life;
+pub mod machine;
 pub mod names;
 pub mod peers;
 pub mod place;
 pub mod rights;
+pub mod sanity;
 pub mod server;
 
 pub use client::{Csi, Volume};
@@ -18,7 +21,7 @@ pub use lab::{Host, Lab};
 pub use names::{steps, syncs};
 pub use place::{Place, run};
 pub use rights::may_grow_ext4;
-pub use server::Server;
+pub use server::{Server, Setting};
 
 use std::time::{Duration, Instant};
 
