@@ -6,23 +6,23 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
 use support::client::{GIB, MIB};
-use support::{Csi, Place, Server, Volume, may_grow_ext4, run};
+use support::{Csi, Place, Server, Setting, Volume, may_grow_ext4, run};
 use tonic::Code;
 
 /// A pool on XFS with a server.
-fn on_xfs() -> (Place, PathBuf, Server) {
-    on("xfs", "")
+fn on_xfs(setting: Setting) -> (Place, Server) {
+    on(setting, "xfs")
 }
 
-fn on(fs: &str, more: &str) -> (Place, PathBuf, Server) {
+fn on(setting: Setting, fs: &str) -> (Place, Server) {
     let place = Place::with(fs, "8G");
-    let config = place.pool(more);
-    let server = Server::start(&place, &config);
-    (place, config, server)
+    let config = place.pool("");
+    let server = Server::start_in(setting, &place, &config);
+    (place, server)
 }
 
 /// Writes 1 MiB that depends on the seed at each of these MiB of a device or file, and brings it to the disk.
@@ -117,33 +117,29 @@ fn life_of_a_block_volume(place: &Place, csi: &Csi, allocation: &str) {
     place.inventory().assert_empty();
 }
 
-#[test]
-fn a_thin_block_volume_on_xfs() {
-    let (place, _, server) = on_xfs();
+fn a_thin_block_volume_on_xfs(setting: Setting) {
+    let (place, server) = on_xfs(setting);
     life_of_a_block_volume(&place, &server.client(), "thin");
 }
 
-#[test]
-fn a_thick_block_volume_on_xfs() {
-    let (place, _, server) = on_xfs();
+fn a_thick_block_volume_on_xfs(setting: Setting) {
+    let (place, server) = on_xfs(setting);
     life_of_a_block_volume(&place, &server.client(), "thick");
 }
 
-#[test]
-fn a_block_volume_on_btrfs() {
-    let (place, _, server) = on("btrfs", "");
+fn a_block_volume_on_btrfs(setting: Setting) {
+    let (place, server) = on(setting, "btrfs");
     life_of_a_block_volume(&place, &server.client(), "thin");
 }
 
-#[test]
-fn a_block_volume_in_a_pool_that_is_one_file() {
+fn a_block_volume_in_a_pool_that_is_one_file(setting: Setting) {
     let place = Place::bare();
     fs::create_dir_all(place.path("disk")).unwrap();
     let config = place.path("pools.yaml");
     let path = place.path("disk/pool");
     fs::write(&config, format!("pools: [{{name: p, dir: {{path: {}, image: {{size: 2Gi}}}}}}]", path.display()))
         .unwrap();
-    let mut server = Server::start(&place, &config);
+    let mut server = Server::start_in(setting, &place, &config);
     life_of_a_block_volume(&place, &server.client(), "thin");
     assert!(server.stop().success());
     let left = place.inventory();
@@ -174,17 +170,15 @@ fn life_of_a_filesystem(place: &Place, csi: &Csi, fs: &str) {
     place.inventory().assert_empty();
 }
 
-#[test]
-fn file_systems_of_each_type_mount_beside_their_clones() {
-    let (place, _, server) = on_xfs();
+fn file_systems_of_each_type_mount_beside_their_clones(setting: Setting) {
+    let (place, server) = on_xfs(setting);
     for fs in ["ext4", "xfs", "btrfs"] {
         life_of_a_filesystem(&place, &server.client(), fs);
     }
 }
 
-#[test]
-fn file_systems_grow_while_mounted_and_when_restored_larger() {
-    let (place, _, server) = on_xfs();
+fn file_systems_grow_while_mounted_and_when_restored_larger(setting: Setting) {
+    let (place, server) = on_xfs(setting);
     let csi = server.client();
     for fs in if may_grow_ext4() { &["ext4", "xfs", "btrfs"][..] } else { &["xfs", "btrfs"] } {
         let mut volume = Volume::filesystem("small", fs, 320 * MIB);
@@ -207,14 +201,13 @@ fn file_systems_grow_while_mounted_and_when_restored_larger() {
 }
 
 /// In a container, mostly; a host with all rights has no such case, and nothing to see here.
-#[test]
-fn an_ext4_that_may_not_grow_stays_usable() {
+fn an_ext4_that_may_not_grow_stays_usable(setting: Setting) {
     if may_grow_ext4() {
         println!("this process may grow an ext4, as file_systems_grow_while_mounted_and_when_restored_larger shows");
         return;
     }
     println!("this process lacks CAP_SYS_RESOURCE: the kernel refuses to grow a mounted ext4");
-    let (place, _, server) = on_xfs();
+    let (place, server) = on_xfs(setting);
     let csi = server.client();
     let mut volume = Volume::filesystem("small", "ext4", 320 * MIB);
     csi.create(&mut volume).unwrap();
@@ -231,9 +224,8 @@ fn an_ext4_that_may_not_grow_stays_usable() {
     place.inventory().assert_empty();
 }
 
-#[test]
-fn a_snapshot_cut_under_load_stages_read_only() {
-    let (place, _, server) = on_xfs();
+fn a_snapshot_cut_under_load_stages_read_only(setting: Setting) {
+    let (place, server) = on_xfs(setting);
     let csi = server.client();
     for fs in ["ext4", "xfs", "btrfs"] {
         let mut volume = Volume::filesystem("busy", fs, 512 * MIB);
@@ -274,16 +266,15 @@ fn a_snapshot_cut_under_load_stages_read_only() {
     place.inventory().assert_empty();
 }
 
-#[test]
-fn data_and_device_numbers_outlive_the_process() {
-    let (place, config, mut server) = on_xfs();
+fn data_and_device_numbers_outlive_the_process(setting: Setting) {
+    let (place, mut server) = on_xfs(setting);
     let mut volume = Volume::block("kept", 64 * MIB);
     server.client().create(&mut volume).unwrap();
     let at = place.path("v");
     let (staging, target) = (at.join("staging"), at.join("target"));
     let again = |server: &mut Server| {
         server.kill();
-        *server = Server::start(&place, &config);
+        server.start_again();
     };
     again(&mut server);
     server.client().attach(&mut volume).unwrap();
@@ -328,9 +319,8 @@ fn data_and_device_numbers_outlive_the_process() {
     place.inventory().assert_empty();
 }
 
-#[test]
-fn without_reflinks_copies_keep_holes_and_a_volume_in_use_is_not_cut() {
-    let (place, _, server) = on("ext4", "");
+fn without_reflinks_copies_keep_holes_and_a_volume_in_use_is_not_cut(setting: Setting) {
+    let (place, server) = on(setting, "ext4");
     let csi = server.client();
     let mut volume = Volume::block("block", GIB);
     csi.create(&mut volume).unwrap();
@@ -358,3 +348,16 @@ fn without_reflinks_copies_keep_holes_and_a_volume_in_use_is_not_cut() {
     csi.delete_snapshot(&snapshot.snapshot_id).unwrap();
     place.inventory().assert_empty();
 }
+
+in_each_setting!(
+    a_thin_block_volume_on_xfs,
+    a_thick_block_volume_on_xfs,
+    a_block_volume_on_btrfs,
+    a_block_volume_in_a_pool_that_is_one_file,
+    file_systems_of_each_type_mount_beside_their_clones,
+    file_systems_grow_while_mounted_and_when_restored_larger,
+    an_ext4_that_may_not_grow_stays_usable,
+    a_snapshot_cut_under_load_stages_read_only,
+    data_and_device_numbers_outlive_the_process,
+    without_reflinks_copies_keep_holes_and_a_volume_in_use_is_not_cut,
+);

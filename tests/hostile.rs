@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use support::client::MIB;
-use support::{Place, Server, Volume, eventually, run};
+use support::{Place, Server, Setting, Volume, eventually, run};
 use tonic::Code;
 
 fn on(fs: &str) -> (Place, PathBuf, Server) {
@@ -52,7 +52,7 @@ fn a_piece_that_no_record_knows_is_never_taken_for_a_new_one() {
     }
     assert_eq!((first_byte(&piece), fs::metadata(&piece).unwrap().len()), (7, 64 << 20));
     let doctor = std::process::Command::new(env!("CARGO_BIN_EXE_cistern"))
-        .args(["doctor", "-o", "table", "--endpoint", server.socket.to_str().unwrap()])
+        .args(["doctor", "-o", "table", "--endpoint", server.socket().to_str().unwrap()])
         .output()
         .unwrap();
     assert!(String::from_utf8_lossy(&doctor.stdout).contains(key_of(&volume.id)));
@@ -63,7 +63,7 @@ fn a_piece_that_no_record_knows_is_never_taken_for_a_new_one() {
 fn a_source_that_is_copied_is_left_alone_until_the_copy_is_whole() {
     let place = Place::with("ext4", "4G");
     let config = place.pool("");
-    let mut server = Server::start_with(&place, Some(&config), &[("CISTERN_STEP", "job.chunk=fail")]);
+    let mut server = Server::start_with(Setting::Alone, &place, Some(&config), &[("CISTERN_STEP", "job.chunk=fail")]);
     let csi = server.client();
     let mut volume = Volume::block("v", 64 * MIB);
     csi.create(&mut volume).unwrap();
@@ -88,7 +88,7 @@ fn a_source_that_is_copied_is_left_alone_until_the_copy_is_whole() {
 fn the_source_of_a_thick_copy_may_go_while_the_server_is_down() {
     let place = Place::with("xfs", "4G");
     let config = place.pool("");
-    let mut server = Server::start_with(&place, Some(&config), &[("CISTERN_STEP", "job.chunk=die")]);
+    let mut server = Server::start_with(Setting::Alone, &place, Some(&config), &[("CISTERN_STEP", "job.chunk=die")]);
     let csi = server.client();
     let mut volume = Volume::block("v", 64 * MIB).with("allocation", "thick");
     csi.create(&mut volume).unwrap();
@@ -259,7 +259,7 @@ fn a_server_that_stops_leaves_the_next_ones_socket() {
     support::signal(server.pid(), rustix::process::Signal::TERM);
     let mut next = loop {
         // until the first has let go of the data directory the second is refused
-        let mut next = Server::begin(&place, Some(&config), &[]);
+        let mut next = Server::begin(&place, &config);
         std::thread::sleep(std::time::Duration::from_millis(50));
         if !next.has_ended() {
             break next;

@@ -9,25 +9,31 @@ mod support;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
 use rustix::process::Signal;
 use support::client::MIB;
-use support::{Csi, Place, Server, Volume, eventually, steps};
+use support::fleet::{self, Controller};
+use support::life::Dice;
+use support::machine::Machine;
+use support::peers::Pki;
+use support::server::STEP_FAILED;
+use support::{Csi, Place, Server, Setting, Volume, eventually, steps};
 use tonic::{Code, Status};
 
-/// Steps that a `dir` pool has no way to reach, with the reason.
-const OUT_OF_REACH: [(&str, &str); 4] =
-    [("create.passed-over", ALONE), ("find.claim", ALONE), ("settle.asked", ALONE), ("settle.yield", ALONE)];
-const ALONE: &str = "a server that is all there is has no controller that asks it";
+/// Steps that only a controller leads to; with these a name has to be made twice, as in
+/// `a_name_made_twice_is_settled_by_hosts_that_die_at_every_step_of_it`.
+const MADE_TWICE: [&str; 3] = ["create.passed-over", "settle.asked", "settle.yield"];
+const CONTROLLERS: [&str; 1] = ["find.claim"];
 
-/// What happens at the step.
+/// What happens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Act {
-    /// The whole process dies.
+    /// The whole process dies at the step; in a fleet that of the host, which is the node's too.
     Die,
-    /// The operation ends without an answer, and the process lives on.
+    /// The operation ends at the step without an answer, and the process lives on.
     Fail,
 }
 
@@ -37,48 +43,114 @@ struct Life {
     // ends before its place is cleared
     server: Server,
     place: Place,
-    config: PathBuf,
     act: Act,
-    deaths: u32,
+    deaths: usize,
+    threat: Option<Threat>,
+}
+
+/// What kills the controller at each call.
+struct Threat {
+    dice: Dice,
+    killer: Option<JoinHandle<()>>,
+}
+
+impl Threat {
+    /// Waits until it has killed; says whether there was anything to wait for.
+    fn is_over(&mut self) -> bool {
+        self.killer.take().map(|killer| killer.join().unwrap()).is_some()
+    }
 }
 
 impl Life {
-    fn begin(fs: &str, step: &str, act: Act) -> Life {
+    fn begin(setting: Setting, fs: &str, step: &str, act: Act) -> Life {
         let place = Place::with(fs, "6G");
         let config = place.pool("");
         let word = if act == Act::Die { "die" } else { "fail" };
-        let server = Server::start_with(&place, Some(&config), &[("CISTERN_STEP", &format!("{step}={word}"))]);
-        let csi = server.client();
-        Life { csi, server, place, config, act, deaths: 0 }
+        let variables = [("CISTERN_STEP", &*format!("{step}={word}"))];
+        let mut server = Server::start_with(setting, &place, Some(&config), &variables);
+        let deaths = usize::from(server.has_ended());
+        if server.has_ended() {
+            server.start_again();
+        }
+        Life { csi: server.client(), server, place, act, deaths, threat: None }
+    }
+
+    /// One in which no step fails, and the controller is killed at each call, at a moment drawn from the seed.
+    fn begin_without_controller(seed: u64) -> Life {
+        let place = Place::with("xfs", "6G");
+        let config = place.pool("");
+        let server = Server::start_in(Setting::Fleet, &place, &config);
+        let threat = Some(Threat { dice: Dice::new(seed), killer: None });
+        Life { csi: server.client(), server, place, act: Act::Die, deaths: 0, threat }
     }
 
     /// Makes a call, and makes it again until it is answered with success: after a death with a new server.
     fn call<T>(&mut self, what: &str, mut call: impl FnMut(&Csi) -> Result<T, Status>) -> T {
         let end = Instant::now() + Duration::from_secs(60);
+        self.kill_controller_soon();
         loop {
             let status = match call(&self.csi) {
                 Ok(answer) => return answer,
                 Err(status) => status,
             };
             assert!(Instant::now() < end, "{what}: {status:?}");
+            if self.revive_controller() {
+                continue;
+            }
             if self.act == Act::Die && self.died(&status) {
                 self.deaths += 1;
                 assert!(self.deaths < 10, "{what}: it dies again and again");
-                self.server = Server::start(&self.place, &self.config);
-                self.csi = self.server.client();
-            } else if self.act == Act::Fail && status.message().contains("without an answer") {
+                self.start_again();
+            } else if self.act == Act::Fail && self.failures() > self.deaths {
                 // the step is reached at every try, so the next server is a sound one
-                self.deaths += 1;
+                self.deaths = self.failures();
                 if self.deaths > 2 {
                     self.server.stop();
-                    self.server = Server::start(&self.place, &self.config);
-                    self.csi = self.server.client();
+                    self.start_again();
                 }
             } else {
                 assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{what}: {status:?}");
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+    }
+
+    fn start_again(&mut self) {
+        self.server.start_again();
+        self.csi = self.server.client();
+    }
+
+    /// How often the step has failed.
+    fn failures(&self) -> usize {
+        self.server.log().matches(STEP_FAILED).count()
+    }
+
+    /// The controller is dead when the call is made, or dies while it is under way or soon after.
+    fn kill_controller_soon(&mut self) {
+        let Some(threat) = &mut self.threat else { return };
+        let (is_dead, after) = (threat.is_over(), Duration::from_millis(threat.dice.below(30) as u64));
+        let stays_dead = is_dead && threat.dice.below(2) == 0;
+        if is_dead && !stays_dead {
+            self.revive_controller();
+        }
+        let Some(threat) = self.threat.as_mut().filter(|_| !stays_dead) else { return };
+        let process = self.server.controller().unwrap().process().pid();
+        threat.killer = Some(std::thread::spawn(move || {
+            std::thread::sleep(after);
+            support::signal(process, Signal::KILL);
+        }));
+    }
+
+    /// Starts the controller again, if it is one that dies.
+    fn revive_controller(&mut self) -> bool {
+        let Some(threat) = &mut self.threat else { return false };
+        threat.is_over();
+        let controller = self.server.controller().unwrap();
+        controller.kill();
+        controller.start();
+        self.deaths += 1;
+        self.csi = self.server.client();
+        true
     }
 
     /// Whether the server has died, or is just dying.
@@ -108,10 +180,9 @@ impl Life {
             }
             if self.act == Act::Fail && tries == 20 {
                 // its copy fails at every try, and nobody is told: a sound server goes on with it
-                self.deaths += 1;
+                self.deaths = self.failures();
                 self.server.stop();
-                self.server = Server::start(&self.place, &self.config);
-                self.csi = self.server.client();
+                self.start_again();
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -200,24 +271,31 @@ fn live(life: &mut Life) {
     }
 }
 
-/// Lives one life for each of these steps; answers those that were never reached.
-fn live_with(act: Act, steps: impl IntoIterator<Item = String>) -> Vec<String> {
+/// Lives a life to its end, after which nothing is left over.
+fn live_through(life: &mut Life) {
+    live(life);
+    eventually("the place is empty", || {
+        let left = life.place.inventory();
+        (left.files.is_empty() && left.loops.is_empty()).then_some(())
+    });
+    life.place.inventory().assert_empty();
+}
+
+/// Lives one life for each of these steps, and fails if one that can be reached is not.
+fn live_with(setting: Setting, act: Act, steps: impl IntoIterator<Item = String>) {
     let mut unreached = Vec::new();
     for step in steps {
         let begun = Instant::now();
-        let mut life = Life::begin("xfs", &step, act);
-        live(&mut life);
-        eventually("the place is empty", || {
-            let left = life.place.inventory();
-            (left.files.is_empty() && left.loops.is_empty()).then_some(())
-        });
-        life.place.inventory().assert_empty();
-        println!("{act:?} at {step}: reached {} times, {} ms", life.deaths, begun.elapsed().as_millis());
+        let mut life = Life::begin(setting, "xfs", &step, act);
+        live_through(&mut life);
+        println!("{setting:?}, {act:?} at {step}: reached {} times, {} ms", life.deaths, begun.elapsed().as_millis());
         if life.deaths == 0 {
             unreached.push(step);
         }
     }
-    unreached
+    let is_known = |step: &str| MADE_TWICE.contains(&step) || setting == Setting::Alone && CONTROLLERS.contains(&step);
+    unreached.retain(|step| !is_known(step));
+    assert!(unreached.is_empty(), "no life reaches {unreached:?}");
 }
 
 /// Half of the steps each, so that two run at a time.
@@ -225,25 +303,113 @@ fn half(of: usize) -> Vec<String> {
     steps().into_iter().enumerate().filter(|(at, _)| at % 2 == of).map(|(_, step)| step).collect()
 }
 
-fn assert_reached(unreached: Vec<String>) {
-    let known: Vec<&str> = OUT_OF_REACH.iter().map(|(step, _)| *step).collect();
-    let missed: Vec<&String> = unreached.iter().filter(|step| !known.contains(&step.as_str())).collect();
-    assert!(missed.is_empty(), "no life reaches {missed:?}");
+fn the_server_dies_at_every_step_of_one_half(setting: Setting) {
+    live_with(setting, Act::Die, half(0));
+}
+
+fn the_server_dies_at_every_step_of_the_other_half(setting: Setting) {
+    live_with(setting, Act::Die, half(1));
+}
+
+fn the_operation_fails_at_every_step(setting: Setting) {
+    live_with(setting, Act::Fail, steps());
+}
+
+in_each_setting!(
+    the_server_dies_at_every_step_of_one_half,
+    the_server_dies_at_every_step_of_the_other_half,
+    the_operation_fails_at_every_step,
+);
+
+#[test]
+fn the_controller_dies_at_every_call() {
+    for seed in 0..3 {
+        let begun = Instant::now();
+        let mut life = Life::begin_without_controller(seed);
+        live_through(&mut life);
+        println!("seed {seed}: the controller died {} times, {} ms", life.deaths, begun.elapsed().as_millis());
+        assert!(life.deaths > 20);
+    }
+}
+
+/// Two hosts with a pool `p` each, which may die at a step, and a controller that waits for no host that is away.
+struct Pair {
+    controller: Controller,
+    hosts: [Machine; 2],
+    places: [Place; 2],
+    _pki: Pki,
+    deaths: usize,
+}
+
+impl Pair {
+    fn begin(step: &str) -> Pair {
+        let (pki, places) = (Pki::new(), [(); 2].map(|()| Place::with("xfs", "2G")));
+        let mut controller = Controller::new(places[0].path("controller"), &pki).with(&["--patience", "0"]);
+        let hosts = [("a", &places[0]), ("b", &places[1])].map(|(name, place)| {
+            let mut host = fleet::host(name, place.path(""), Some(&place.pool("")), &pki);
+            host.begin(&[("CISTERN_STEP", &format!("{step}=die"))]);
+            controller.add(&host);
+            host
+        });
+        controller.start();
+        Pair { controller, hosts, places, _pki: pki, deaths: 0 }
+    }
+
+    /// Starts those that have died again.
+    fn revive(&mut self) {
+        for host in &mut self.hosts {
+            if !host.has_died() {
+                continue;
+            }
+            self.deaths += 1;
+            host.start();
+        }
+    }
+
+    /// Asks until it is so, whoever dies meanwhile.
+    fn until<T>(&mut self, what: &str, mut ask: impl FnMut(&Controller) -> Option<T>) -> T {
+        eventually(what, || {
+            self.revive();
+            ask(&self.controller)
+        })
+    }
+
+    fn create(&mut self, name: &str, hosts: &[&str]) -> Volume {
+        let csi = self.controller.client();
+        self.until(&format!("create {name} on {hosts:?}"), |_| {
+            let mut volume = Volume::block(name, 32 * MIB).on(hosts);
+            match csi.create(&mut volume) {
+                Ok(_) => Some(volume),
+                Err(status) => {
+                    assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{status:?}");
+                    None
+                }
+            }
+        })
+    }
 }
 
 #[test]
-fn the_server_dies_at_every_step_of_one_half() {
-    assert_reached(live_with(Act::Die, half(0)));
-}
-
-#[test]
-fn the_server_dies_at_every_step_of_the_other_half() {
-    assert_reached(live_with(Act::Die, half(1)));
-}
-
-#[test]
-fn the_operation_fails_at_every_step() {
-    assert_reached(live_with(Act::Fail, steps()));
+fn a_name_made_twice_is_settled_by_hosts_that_die_at_every_step_of_it() {
+    for step in MADE_TWICE {
+        let mut pair = Pair::begin(step);
+        let first = pair.create("twice", &["a"]);
+        let other = pair.create("once", &["b"]);
+        pair.hosts[0].stop();
+        pair.controller.wait_until_away("a");
+        let second = pair.create("twice", &["a", "b"]);
+        assert_ne!(first.id, second.id);
+        assert_eq!(pair.create("once", &["a", "b"]).id, other.id);
+        pair.hosts[0].begin(&[("CISTERN_STEP", &format!("{step}=die"))]);
+        pair.until("both names are settled", |controller| {
+            let volumes = controller.describe().volumes;
+            let is_settled = volumes.len() == 2 && volumes.iter().all(|volume| volume.passed_over.is_empty());
+            (is_settled && volumes.iter().all(|volume| [&second.id, &other.id].contains(&&volume.id))).then_some(())
+        });
+        pair.places[0].inventory().assert_empty();
+        println!("die at {step}: reached {} times", pair.deaths);
+        assert!(pair.deaths > 0, "no life reaches {step}");
+    }
 }
 
 #[test]

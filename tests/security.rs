@@ -18,8 +18,8 @@ use cistern::proto::internal::{FindRequest, RevealRequest};
 use csi::controller_client::ControllerClient;
 use csi::volume_capability::access_mode::Mode;
 use csi::volume_capability::{AccessMode, AccessType, BlockVolume};
-use support::Place;
-use support::peers::{HostProcess, Pki, bare_channel, bare_client, name, today, yesterday};
+use support::peers::{Pki, bare_channel, bare_client, name, today, yesterday};
+use support::{Place, fleet};
 use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::client::Grpc;
@@ -186,7 +186,8 @@ async fn a_host_is_asked_by_those_who_may() {
     let (pki, other) = (Pki::new(), Pki::new());
     let pools = pki.place.path("pools.yaml");
     std::fs::write(&pools, "pools: []\n").unwrap();
-    let host = HostProcess::start(&pki.place, "a", &pools, &pki.machine("a", &[Role::Host]));
+    let mut host = fleet::host("a", pki.place.path("a"), Some(&pools), &pki);
+    host.start();
     let mut answered = 0;
     walk(&callers(&pki, &other, host.address), |who, path, got| {
         answered += 1;
@@ -205,7 +206,8 @@ async fn a_host_is_asked_by_those_who_may() {
 async fn a_node_learns_of_its_own_current_grant_alone() {
     let (place, pki) = (Place::with("xfs", "2G"), Pki::new());
     let pools = place.pool("");
-    let host = HostProcess::start(&place, "a", &pools, &pki.machine("a", &[Role::Host, Role::Node]));
+    let mut host = fleet::host("a", place.path("a"), Some(&pools), &pki);
+    host.start();
     let channel = |its: &str, roles: &[Role]| {
         let tls = Tls::open(&pki.machine(its, roles)).unwrap();
         tls.channel(Role::Host, name("a"), vec![host.address.to_string()])

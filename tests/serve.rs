@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use cistern::proto::csi::v1 as csi;
 use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
 use support::client::{GIB, MIB};
-use support::{Csi, Place, Server, Volume, eventually, run};
+use support::{Csi, Place, Server, Setting, Volume, eventually, run};
 use tonic::{Code, Request};
 
 fn on_xfs(more: &str) -> (Place, Server) {
@@ -25,16 +25,16 @@ fn on_xfs(more: &str) -> (Place, Server) {
 #[test]
 fn the_socket_is_roots_alone_and_a_live_one_is_refused() {
     let (place, mut server) = on_xfs("");
-    assert_eq!(fs::metadata(&server.socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(server.socket()).unwrap().permissions().mode() & 0o777, 0o600);
     let second = Command::new(env!("CARGO_BIN_EXE_cistern"))
-        .args(["serve", "--endpoint", server.socket.to_str().unwrap(), "--data"])
+        .args(["serve", "--endpoint", server.socket().to_str().unwrap(), "--data"])
         .arg(place.path("other-data"))
         .output()
         .unwrap();
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("another server listens"));
     server.kill();
-    assert!(server.socket.exists(), "a killed server leaves its socket");
+    assert!(server.socket().exists(), "a killed server leaves its socket");
     let mut next = Server::start(&place, &place.path("pools.yaml"));
     assert!(next.stop().success());
     assert!(!next.socket.exists(), "a stopped server takes its socket with it");
@@ -142,7 +142,7 @@ fn the_default_pool_is_one_file_where_there_are_no_reflinks() {
     let place = Place::with("ext4", "12G");
     fs::create_dir(place.path("disk/data")).unwrap();
     std::os::unix::fs::symlink(place.path("disk/data"), place.path("data")).unwrap();
-    let mut server = Server::start_with(&place, None, &[]);
+    let mut server = Server::start_with(Setting::Alone, &place, None, &[]);
     let csi = server.client();
     let image = place.path("disk/data/default/pool.xfs");
     let (size, blocks) = (fs::metadata(&image).unwrap().len(), fs::metadata(&image).unwrap().blocks());
@@ -153,7 +153,7 @@ fn the_default_pool_is_one_file_where_there_are_no_reflinks() {
     csi.delete_snapshot(&cut.snapshot_id).unwrap();
     csi.delete(&volume).unwrap();
     server.stop();
-    Server::start_with(&place, None, &[]).stop();
+    Server::start_with(Setting::Alone, &place, None, &[]).stop();
     assert_eq!(fs::metadata(&image).unwrap().len(), size, "a second start changes nothing");
 }
 
@@ -436,7 +436,7 @@ fn people_see_what_is_there() {
     csi.create(&mut volume).unwrap();
     csi.snapshot_when_ready(&volume, "snap-1").unwrap();
     let cistern = |args: &[&str]| {
-        let socket = server.socket.to_str().unwrap();
+        let socket = server.socket().to_str().unwrap();
         run(&[&[env!("CARGO_BIN_EXE_cistern")], args, &["--endpoint", socket]].concat())
     };
     let volumes: serde_json::Value = serde_json::from_str(&cistern(&["volume", "ls"])).unwrap();
@@ -453,7 +453,7 @@ fn people_see_what_is_there() {
     // a device over a piece that nobody was given
     let piece = place.pool_directory().join("images").join(volume.id.split('/').next_back().unwrap());
     let device = run(&["losetup", "--find", "--show", piece.to_str().unwrap()]);
-    let socket = server.socket.to_str().unwrap();
+    let socket = server.socket().to_str().unwrap();
     let doctor = Command::new(env!("CARGO_BIN_EXE_cistern")).args(["doctor", "--endpoint", socket]).output().unwrap();
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(!doctor.status.success() && said.contains(&format!("losetup --detach {}", device.trim())), "{said}");

@@ -11,7 +11,7 @@ use csi::node_client::NodeClient;
 use csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::lab::Host;
 
@@ -21,7 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// A client with a connection of its own.
 pub struct Csi {
     runtime: Runtime,
+    /// To the tested machine.
     channel: Channel,
+    /// To whoever answers the sidecars.
+    controller: Channel,
     /// Where the server is, if not on this machine: kubelet's directories are made there.
     host: Option<Host>,
 }
@@ -38,6 +41,8 @@ pub struct Volume {
     pub source: Option<csi::volume_content_source::Type>,
     pub mount_flags: Vec<String>,
     pub group: String,
+    /// The hosts that it may be on, the best first; none says nothing.
+    pub hosts: Vec<String>,
     /// Once it is made.
     pub id: String,
     /// Once it is attached.
@@ -59,6 +64,7 @@ impl Volume {
             source: None,
             mount_flags: Vec::new(),
             group: String::new(),
+            hosts: Vec::new(),
             id: String::new(),
             context: HashMap::new(),
         }
@@ -76,6 +82,11 @@ impl Volume {
 
     pub fn mode(self, mode: Mode) -> Volume {
         Volume { mode, ..self }
+    }
+
+    /// On one of these hosts, the best first.
+    pub fn on(self, hosts: &[&str]) -> Volume {
+        Volume { hosts: hosts.iter().map(|host| (*host).to_owned()).collect(), ..self }
     }
 
     /// Restored from this snapshot.
@@ -106,12 +117,15 @@ impl Volume {
 
     /// CreateVolume, as it will be asked.
     pub fn request(&self) -> csi::CreateVolumeRequest {
+        let hosts: Vec<csi::Topology> = self.hosts.iter().map(|host| topology(host)).collect();
+        let requirement = csi::TopologyRequirement { requisite: hosts.clone(), preferred: hosts };
         csi::CreateVolumeRequest {
             name: self.name.clone(),
             capacity_range: Some(csi::CapacityRange { required_bytes: self.size, limit_bytes: 0 }),
             volume_capabilities: vec![self.capability()],
             parameters: self.parameters.clone(),
             volume_content_source: self.source.clone().map(|source| csi::VolumeContentSource { r#type: Some(source) }),
+            accessibility_requirements: Some(requirement).filter(|_| !self.hosts.is_empty()),
             ..Default::default()
         }
     }
@@ -122,11 +136,23 @@ impl Csi {
     pub fn try_connect(socket: &Path) -> Option<Csi> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let channel = runtime.block_on(cistern::peer::channel(socket)).ok()?;
-        let client = Csi { runtime, channel, host: None };
-        let probed = client
-            .runtime
-            .block_on(async { IdentityClient::new(client.channel.clone()).probe(request(csi::ProbeRequest {})).await });
-        probed.ok().map(|_| client)
+        let client = Csi { runtime, controller: channel.clone(), channel, host: None };
+        client.probe().ok().map(|_| client)
+    }
+
+    /// The same, whose calls of the Controller service go to this socket, if that can be connected to.
+    pub fn with_controller(self, socket: &Path) -> Option<Csi> {
+        let controller = self.runtime.block_on(cistern::peer::channel(socket)).ok()?;
+        Some(Csi { controller, ..self })
+    }
+
+    fn probe(&self) -> Result<csi::ProbeResponse, Status> {
+        self.wait(IdentityClient::new(self.controller.clone()).probe(request(csi::ProbeRequest {})))
+    }
+
+    /// Whether whoever answers the sidecars says that it is ready.
+    pub fn is_ready(&self) -> bool {
+        self.probe().is_ok_and(|probed| probed.ready == Some(true))
     }
 
     /// The same for a server in a host of a lab.
@@ -150,7 +176,7 @@ impl Csi {
 
     /// The Controller service, for calls that a test makes itself.
     pub fn controller(&self) -> ControllerClient<Channel> {
-        ControllerClient::new(self.channel.clone())
+        ControllerClient::new(self.controller.clone())
     }
 
     /// The Node service likewise.
@@ -345,6 +371,21 @@ impl Csi {
         self.unstage(volume, &at.join("staging"))?;
         self.detach(volume)
     }
+}
+
+/// A host, as a topology names it.
+pub fn topology(host: &str) -> csi::Topology {
+    csi::Topology { segments: [("topology.cistern.dev/host".to_owned(), host.to_owned())].into() }
+}
+
+/// Whether a server answers on this socket, whatever it serves there.
+pub fn answers(socket: &Path) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let probed = runtime.block_on(async {
+        let channel = cistern::peer::channel(socket).await.ok()?;
+        Some(IdentityClient::new(channel).probe(request(csi::ProbeRequest {})).await)
+    });
+    probed.is_some_and(|probed| probed.is_ok() || probed.is_err_and(|status| status.code() == Code::Unimplemented))
 }
 
 fn request<T>(message: T) -> Request<T> {

@@ -5,13 +5,16 @@
 pub mod client;
 pub mod cut;
 pub mod dice;
+pub mod fleet;
 pub mod inventory;
 pub mod lab;
 pub mod life;
+pub mod machine;
 pub mod names;
 pub mod peers;
 pub mod place;
 pub mod rights;
+pub mod sanity;
 pub mod server;
 
 pub use client::{Csi, Volume};
@@ -21,7 +24,7 @@ pub use lab::{Host, Lab};
 pub use names::{steps, syncs};
 pub use place::{Place, run};
 pub use rights::may_grow_ext4;
-pub use server::Server;
+pub use server::{Server, Setting};
 
 use std::time::{Duration, Instant};
 

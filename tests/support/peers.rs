@@ -1,10 +1,8 @@
-//! Machines with certificates, and servers and clients that show them.
+//! Certificates of machines, and clients that show them.
 
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +15,7 @@ use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Place, eventually};
+use super::Place;
 
 /// An authority with a directory of its own.
 pub struct Pki {
@@ -124,60 +122,6 @@ pub fn bare_channel(config: rustls::ClientConfig, host: &str, to: SocketAddr) ->
         }
     });
     Endpoint::from_static("http://cistern.internal").connect_with_connector_lazy(connector)
-}
-
-/// A `cistern host` of the test's own, killed when the test ends.
-pub struct HostProcess {
-    child: Child,
-    pub address: SocketAddr,
-    log: PathBuf,
-}
-
-impl HostProcess {
-    /// Starts it with these pools and this directory of certificates, and waits until it serves.
-    pub fn start(place: &Place, name: &str, pools: &Path, tls: &Path) -> HostProcess {
-        let log = place.path(format!("{name}.log"));
-        let output = std::fs::File::create(&log).unwrap();
-        let address = free_address();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cistern"));
-        command.args(["host", "--node-id", name, "--listen", &address.to_string()]);
-        command.arg("--config").arg(pools).arg("--tls").arg(tls).arg("--data").arg(place.path(format!("{name}-data")));
-        command.arg("--endpoint").arg(place.path(format!("{name}.sock")));
-        let child = command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
-        let mut host = HostProcess { child, address, log };
-        eventually("the host serves", || {
-            assert!(host.child.try_wait().unwrap().is_none(), "the host ended:\n{}", host.log());
-            host.log().lines().any(|line| line.ends_with(": serving")).then_some(())
-        });
-        host
-    }
-
-    /// What it logged.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-}
-
-impl Drop for HostProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("the host's log:\n{}", self.log());
-        }
-    }
-}
-
-/// A port below those that the kernel gives to clients, so that no connection of another test has it.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
-    loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], first + NEXT.fetch_add(1, Ordering::Relaxed)));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
 }
 
 /// All that this process has logged since the first call of this.

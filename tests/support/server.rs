@@ -1,96 +1,191 @@
-//! A `cistern serve` of the test's own.
+//! The server of a test: `cistern serve`, or a fleet that answers the same calls.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 
-use rustix::process::Signal;
-
+use super::fleet::{self, Controller};
+use super::machine::Machine;
+use super::peers::Pki;
 use super::{Csi, Place, eventually};
+
+/// The name of the tested machine.
+const NAME: &str = "testnode";
+
+/// What a server logs when a step is made to fail.
+pub const STEP_FAILED: &str = "was asked to fail";
+
+/// How the calls reach the stores. Tests that take one are run in each by [`in_each_setting`](crate::in_each_setting).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// `cistern serve` answers all of them.
+    Alone,
+    /// `cistern node` on the tested machine, which is a host too; a second host, which has another pool; and a controller,
+    /// which answers what the sidecars ask. Each is a process.
+    Fleet,
+    /// The same, and the tested machine's pools are in hosts.yaml.
+    Brought,
+}
+
+/// Makes tests of functions that take a [`Setting`](crate::support::Setting): one for each, in the modules `alone` and
+/// `in_a_fleet`.
+#[macro_export]
+macro_rules! in_each_setting {
+    ($($test:ident),+ $(,)?) => {
+        mod alone {
+            $(#[test] fn $test() { super::$test($crate::support::Setting::Alone) })+
+        }
+        mod in_a_fleet {
+            $(#[test] fn $test() { super::$test($crate::support::Setting::Fleet) })+
+        }
+    };
+}
 
 /// A server that is killed when the test ends.
 pub struct Server {
-    child: Child,
-    /// Its socket.
-    pub socket: PathBuf,
-    log: PathBuf,
+    machine: Machine,
+    rest: Option<Rest>,
+}
+
+/// What there is beside the tested machine.
+struct Rest {
+    controller: Controller,
+    // these go with the server
+    _other: Machine,
+    _pki: Pki,
 }
 
 impl Server {
-    /// Starts a server with this configuration, and waits until it serves.
+    /// Starts `cistern serve` with this configuration, and waits until it serves.
     pub fn start(place: &Place, config: &Path) -> Server {
-        Server::start_with(place, Some(config), &[])
+        Server::start_in(Setting::Alone, place, config)
+    }
+
+    /// Starts a server in this setting.
+    pub fn start_in(setting: Setting, place: &Place, config: &Path) -> Server {
+        Server::start_with(setting, place, Some(config), &[])
     }
 
     /// Starts one with these variables; without a configuration it has its default pool.
-    pub fn start_with(place: &Place, config: Option<&Path>, variables: &[(&str, &str)]) -> Server {
-        let mut server = Server::begin(place, config, variables);
-        let ended = eventually("the server's socket answers", || match server.child.try_wait().unwrap() {
-            Some(status) => Some(Some(status)),
-            None => Csi::try_connect(&server.socket).map(|_| None),
-        });
-        if let Some(status) = ended {
-            // one that was told to die while it starts has done so
-            assert!(!variables.is_empty(), "the server ended with {status}:\n{}", server.log());
-        }
+    pub fn start_with(setting: Setting, place: &Place, config: Option<&Path>, variables: &[(&str, &str)]) -> Server {
+        let mut server = Server::prepare(setting, place, config);
+        server.start_machine(variables);
         server
     }
 
-    /// Starts one and waits for nothing.
-    pub fn begin(place: &Place, config: Option<&Path>, variables: &[(&str, &str)]) -> Server {
-        let (socket, log) = (place.path("csi.sock"), place.path("server.log"));
-        let output = File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cistern"));
-        command.arg("serve").args(["--node-id", "testnode", "--log", "info,cistern=debug"]);
-        command.arg("--data").arg(place.path("data"));
-        command.arg("--endpoint").arg(format!("unix://{}", socket.display()));
-        if let Some(config) = config {
-            command.arg("--config").arg(config);
+    /// Starts `cistern serve`, and waits for nothing.
+    pub fn begin(place: &Place, config: &Path) -> Server {
+        let mut server = Server::prepare(Setting::Alone, place, Some(config));
+        server.machine.begin(&[]);
+        server
+    }
+
+    /// All but the tested machine's process.
+    fn prepare(setting: Setting, place: &Place, config: Option<&Path>) -> Server {
+        let directory = place.path("");
+        if setting == Setting::Alone {
+            return Server { machine: Machine::serve(NAME, directory, config), rest: None };
         }
-        command.envs(variables.iter().copied()).stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        Server { child: command.spawn().unwrap(), socket, log }
+        let pki = Pki::new();
+        let own = config.filter(|_| setting == Setting::Fleet);
+        let machine = fleet::node(NAME, directory.clone(), own, &pki);
+        let other_pools = place.path("other.yaml");
+        let other_path = place.path("disk/other");
+        std::fs::write(&other_pools, format!("pools: [{{ name: other, dir: {{ path: {} }} }}]", other_path.display()))
+            .unwrap();
+        let mut other = fleet::host("other", place.path("other"), Some(&other_pools), &pki);
+        other.start();
+        let mut controller = Controller::new(directory, &pki);
+        controller.add(&machine);
+        controller.add(&other);
+        if setting == Setting::Brought {
+            controller.set_pools(config.map(brought).as_deref());
+        }
+        controller.start();
+        Server { machine, rest: Some(Rest { controller, _other: other, _pki: pki }) }
     }
 
-    /// A client of its own connection.
+    fn start_machine(&mut self, variables: &[(&str, &str)]) {
+        let seen = self.rest.as_ref().map_or(0, |rest| rest.controller.times_seen(NAME));
+        self.machine.begin(variables);
+        if let Some(status) = self.machine.serves_or_ended() {
+            // one that was told to die while it starts has done so
+            assert!(!variables.is_empty(), "the server ended with {status}:\n{}", self.log());
+            return;
+        }
+        let (machine, Some(rest)) = (&mut self.machine, &self.rest) else { return };
+        // one that was told to die or to fail may do so when the controller first asks it something
+        let has_failed = |machine: &mut Machine| {
+            !variables.is_empty() && (machine.has_ended() || machine.log().contains(STEP_FAILED))
+        };
+        eventually("the controller has found the host", || {
+            (rest.controller.times_seen(NAME) > seen || has_failed(machine)).then_some(())
+        });
+        if !has_failed(machine) {
+            rest.controller.wait_for(NAME);
+        }
+    }
+
+    /// Starts the tested machine's server again, after it has ended.
+    pub fn start_again(&mut self) {
+        self.start_machine(&[]);
+    }
+
+    /// A client of its own connections.
     pub fn client(&self) -> Csi {
-        Csi::try_connect(&self.socket).expect("the server answers")
+        let csi = self.machine.client();
+        match &self.rest {
+            None => csi,
+            Some(rest) => csi.with_controller(&rest.controller.socket()).expect("the controller answers"),
+        }
     }
 
-    /// SIGKILL, and its end.
+    /// The controller, if there is one.
+    pub fn controller(&mut self) -> Option<&mut Controller> {
+        self.rest.as_mut().map(|rest| &mut rest.controller)
+    }
+
+    /// The socket of the tested machine.
+    pub fn socket(&self) -> PathBuf {
+        self.machine.socket()
+    }
+
+    /// The socket that the sidecars use.
+    pub fn controller_socket(&self) -> PathBuf {
+        self.rest.as_ref().map_or(self.socket(), |rest| rest.controller.socket())
+    }
+
+    /// SIGKILL to the tested machine's server, and its end.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        self.child.wait().unwrap();
+        self.machine.kill();
     }
 
-    /// SIGTERM, and its end.
+    /// SIGTERM to it, and its end.
     pub fn stop(&mut self) -> ExitStatus {
-        super::signal(self.child.id(), Signal::TERM);
-        eventually("the server stops", || self.child.try_wait().unwrap())
+        self.machine.stop()
     }
 
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
+        self.machine.has_ended()
     }
 
     /// Its number, while it runs.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    pub fn pid(&mut self) -> u32 {
+        self.machine.process().pid()
     }
 
     /// What it logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+        self.machine.log()
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(40).collect();
-            eprintln!("the end of the server's log:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
-        }
+/// The entries of pools.yaml as those of hosts.yaml, for the tested machine alone.
+fn brought(config: &Path) -> String {
+    let text = std::fs::read_to_string(config).unwrap();
+    let mut pools: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+    for pool in pools["pools"].as_array_mut().unwrap() {
+        pool["hosts"] = serde_json::json!([NAME]);
     }
+    pools["pools"].to_string()
 }
