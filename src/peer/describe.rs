@@ -9,17 +9,28 @@ use crate::pool::record::{Origin, Record, Role, Volume};
 use crate::pool::records::{Entry, State};
 use crate::proto::internal::{self, Trouble};
 
-/// A pool as it is now.
-pub fn pool(host: &NodeName, pool: &Pool) -> internal::Pool {
+/// What is known of a pool without a look at its disk.
+fn bare(host: &NodeName, pool: &Pool) -> internal::Pool {
     let MediumSpec::Dir(dir) = &pool.spec.medium;
-    let described = internal::Pool {
+    internal::Pool {
         name: pool.spec.name.to_string(),
         medium: "dir".to_owned(),
         share: "local".to_owned(),
         place: dir.path.display().to_string(),
         host: host.to_string(),
         ..Default::default()
-    };
+    }
+}
+
+/// A pool that does not answer.
+pub fn hung(host: &NodeName, pool: &Pool) -> internal::Pool {
+    let down = pool.store.as_ref().err().cloned().unwrap_or_else(|| "its disk does not answer".to_owned());
+    internal::Pool { down, ..bare(host, pool) }
+}
+
+/// A pool as it is now.
+pub fn pool(host: &NodeName, pool: &Pool) -> internal::Pool {
+    let described = bare(host, pool);
     let store = match &pool.store {
         Ok(store) => store,
         Err(down) => return internal::Pool { down: down.clone(), ..described },

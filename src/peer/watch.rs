@@ -1,10 +1,11 @@
 //! The host's side of Watch: all there is, then every change, for as long as the controller listens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -19,6 +20,8 @@ use crate::proto::internal::{self, Greeting, Report, Reports, Whole};
 const ENTRIES: usize = 256;
 /// How often space is looked at, which changes without any record changing.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a look may take: a pool that takes longer holds up the news of no other.
+const LOOK_BOUND: Duration = Duration::from_secs(2);
 
 /// What a controller is sent.
 pub type ReportStream = ReceiverStream<Result<Reports, Status>>;
@@ -35,20 +38,20 @@ async fn tell(host: Arc<Host>, sender: mpsc::Sender<Result<Reports, Status>>) {
     // watches before it looks, so that nothing falls between
     let watcher = host.news().watch();
     let mut told = Told::default();
-    let mut first =
+    let mut news =
         vec![News::Greeting(Greeting { host: host.name().to_string(), version: env!("CARGO_PKG_VERSION").to_owned() })];
     let mut is_whole = false;
     loop {
-        let looked = look(&host, &watcher, told).await;
-        let Some((now, news, ids_left)) = looked else { return };
-        told = now;
-        let mut news: Vec<News> = first.drain(..).chain(news).collect();
+        news.extend(told.look(&host, &watcher).await);
+        let ids = watcher.take(ENTRIES);
+        let ids_left = ids.len() == ENTRIES;
+        news.extend(ids.iter().map(|id| describe::entry(&host, id).unwrap_or_else(|| News::Gone(id.to_string()))));
         if !is_whole && !ids_left {
             is_whole = true;
             news.push(News::Whole(Whole {}));
         }
         if !news.is_empty() {
-            let reports = news.into_iter().map(|news| Report { news: Some(news) }).collect();
+            let reports = news.drain(..).map(|news| Report { news: Some(news) }).collect();
             if sender.send(Ok(Reports { reports })).await.is_err() {
                 return;
             }
@@ -67,40 +70,57 @@ async fn tell(host: Arc<Host>, sender: mpsc::Sender<Result<Reports, Status>>) {
 #[derive(Debug, Default)]
 struct Told {
     pools: BTreeMap<String, internal::Pool>,
+    /// Pools that are being looked at: one whose disk hangs is looked at once, and is down until it answers.
+    looking: HashMap<String, JoinHandle<internal::Pool>>,
 }
 
-/// Looks at what has changed. Stores are files: never on a thread that others wait for.
-async fn look(host: &Arc<Host>, watcher: &Arc<Watcher>, told: Told) -> Option<(Told, Vec<News>, bool)> {
-    let (host, watcher) = (Arc::clone(host), Arc::clone(watcher));
-    let looking = tokio::task::spawn_blocking(move || {
-        let (told, mut news) = pools(&host, &watcher, told);
-        let ids = watcher.take(ENTRIES);
-        let ids_left = ids.len() == ENTRIES;
-        news.extend(ids.iter().map(|id| describe::entry(&host, id).unwrap_or_else(|| News::Gone(id.to_string()))));
-        (told, news, ids_left)
-    });
-    looking.await.ok()
-}
+impl Told {
+    /// The pools that are not as they were told. What is in a store that was not there before is all news.
+    async fn look(&mut self, host: &Arc<Host>, watcher: &Watcher) -> Vec<News> {
+        let now = self.pools_now(host).await;
+        let mut news = Vec::new();
+        for gone in self.pools.keys().filter(|name| !now.contains_key(*name)) {
+            news.push(News::PoolGone(gone.clone()));
+        }
+        for (name, pool) in &now {
+            let before = self.pools.get(name);
+            if before != Some(pool) {
+                news.push(News::Pool(pool.clone()));
+            }
+            if !pool.store.is_empty() && before.map(|before| &before.store) != Some(&pool.store) {
+                watcher.note(ids_in(host, &pool.store));
+            }
+        }
+        self.pools = now;
+        news
+    }
 
-/// The pools that are not as they were told. What is in a store that was not there before is all news.
-fn pools(host: &Host, watcher: &Watcher, mut told: Told) -> (Told, Vec<News>) {
-    let now: BTreeMap<String, internal::Pool> =
-        host.pools().iter().map(|pool| (pool.spec.name.to_string(), describe::pool(host.name(), pool))).collect();
-    let mut news = Vec::new();
-    for gone in told.pools.keys().filter(|name| !now.contains_key(*name)) {
-        news.push(News::PoolGone(gone.clone()));
-    }
-    for (name, pool) in &now {
-        let before = told.pools.get(name);
-        if before != Some(pool) {
-            news.push(News::Pool(pool.clone()));
+    /// All pools, each looked at on a thread of its own, with one bound for all.
+    async fn pools_now(&mut self, host: &Arc<Host>) -> BTreeMap<String, internal::Pool> {
+        let pools = host.pools();
+        for pool in &pools {
+            let (name, pool) = (host.name().clone(), pool.clone());
+            let looking = self.looking.entry(pool.spec.name.to_string());
+            looking.or_insert_with(|| tokio::task::spawn_blocking(move || describe::pool(&name, &pool)));
         }
-        if !pool.store.is_empty() && before.map(|before| &before.store) != Some(&pool.store) {
-            watcher.note(ids_in(host, &pool.store));
+        let end = tokio::time::Instant::now() + LOOK_BOUND;
+        let mut now = BTreeMap::new();
+        for pool in &pools {
+            let name = pool.spec.name.to_string();
+            let Some(looking) = self.looking.get_mut(&name) else { continue };
+            // cancel-safe: a handle may be awaited again
+            match tokio::time::timeout_at(end, looking).await {
+                Ok(looked) => {
+                    self.looking.remove(&name);
+                    now.extend(looked.ok().map(|looked| (name, looked)));
+                }
+                Err(_) => {
+                    now.insert(name, describe::hung(host.name(), pool));
+                }
+            }
         }
+        now
     }
-    told.pools = now;
-    (told, news)
 }
 
 fn ids_in(host: &Host, store: &str) -> Vec<Id> {
