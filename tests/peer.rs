@@ -20,8 +20,9 @@ use cistern::proto::internal::{
 use csi::controller_client::ControllerClient;
 use csi::volume_capability::access_mode::Mode;
 use support::client::MIB;
-use support::peers::{HostProcess, Pki, name};
-use support::{Place, Volume};
+use support::machine::Machine;
+use support::peers::{Pki, name};
+use support::{Place, Volume, fleet};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -29,7 +30,7 @@ use tonic::{Code, Request, Status, Streaming};
 struct Talk {
     controller: ControllerClient<Channel>,
     host: HostClient<Channel>,
-    process: HostProcess,
+    process: Machine,
     place: Place,
     pki: Pki,
 }
@@ -37,7 +38,8 @@ struct Talk {
 impl Talk {
     fn begin() -> Talk {
         let (place, pki) = (Place::with("xfs", "4G"), Pki::new());
-        let process = HostProcess::start(&place, "a", &place.pool(""), &pki.machine("a", &[Role::Host]));
+        let mut process = fleet::host("a", place.path("a"), Some(&place.pool("")), &pki);
+        process.start();
         let tls = Tls::open(&pki.machine("main", &[Role::Controller])).unwrap();
         let main = tls.channel(Role::Host, name("a"), vec![process.address.to_string()]);
         Talk { controller: ControllerClient::new(main.clone()), host: HostClient::new(main), process, place, pki }
@@ -240,10 +242,9 @@ async fn pools_that_are_brought_are_opened_and_kept() {
     talk.watch().await.until(|told| told.pools.keys().eq(["fleet", "p"])).await;
 
     // it starts alone, without anybody who brings them
-    let Talk { process, place, pki, .. } = talk;
-    drop(process);
-    let config = place.path("pools.yaml");
-    let process = HostProcess::start(&place, "a", &config, &pki.machine("a", &[Role::Host]));
+    let Talk { mut process, place, pki, .. } = talk;
+    process.kill();
+    process.start();
     let tls = Tls::open(&pki.machine("main", &[Role::Controller])).unwrap();
     let mut host = HostClient::new(tls.channel(Role::Host, name("a"), vec![process.address.to_string()]));
     let pools = host.describe(cistern::proto::internal::DescribeRequest::default()).await.unwrap().into_inner().pools;

@@ -378,8 +378,12 @@ pub fn topology(host: &str) -> csi::Topology {
     csi::Topology { segments: [("topology.cistern.dev/host".to_owned(), host.to_owned())].into() }
 }
 
-/// Whether a server answers on this socket, whatever it serves there.
+/// Whether a server answers on this socket, whatever it serves there. On a thread of its own: a test may be async.
 pub fn answers(socket: &Path) -> bool {
+    std::thread::scope(|scope| scope.spawn(|| probe(socket)).join().unwrap())
+}
+
+fn probe(socket: &Path) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let probed = runtime.block_on(async {
         let channel = cistern::peer::channel(socket).await.ok()?;
