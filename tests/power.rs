@@ -48,7 +48,7 @@ impl Row {
     /// A moment drawn from a seed.
     fn at_random(seed: u64) -> Row {
         let mut dice = Dice::new(seed);
-        let (ground, fs) = (Ground::ALL[dice.below(3)], ["ext4", "xfs", "btrfs"][dice.below(3)]);
+        let (ground, fs) = (Ground::ALL[dice.below(Ground::ALL.len())], ["ext4", "xfs", "btrfs"][dice.below(3)]);
         let deed = 1 + dice.below(DEEDS);
         // what a pool is made of takes longer than a call
         let longest = if deed == 1 { 1500 } else { 300 };
@@ -58,15 +58,16 @@ impl Row {
 
     /// Right after a deed.
     fn answered(number: usize) -> Row {
-        let (ground, deed) = (Ground::ALL[number / DEEDS % 3], 1 + number % DEEDS);
+        let (ground, deed) = (Ground::ALL[number / DEEDS % Ground::ALL.len()], 1 + number % DEEDS);
         Row { ground, fs: "xfs", cut: Cut::Answered(deed) }
     }
 
     /// Something is never brought to the disk, and the power fails after the deed for which that was so the first time,
     /// the second time, ..; on each ground in turn.
     fn unsynced(name: &str, number: usize) -> Row {
-        let fs = if ["adopt.copies", "adopt.superblock"].contains(&name) { "btrfs" } else { "xfs" };
-        Row { ground: Ground::ALL[number % 3], fs, cut: Cut::Unsynced(name.to_owned(), 1 + number / 3) }
+        let fs = if name == "adopt.copies" { "btrfs" } else { "xfs" };
+        let (ground, times) = (Ground::ALL[number % Ground::ALL.len()], 1 + number / Ground::ALL.len());
+        Row { ground, fs, cut: Cut::Unsynced(name.to_owned(), times) }
     }
 
     /// The row of a campaign that a seed stands for.
@@ -272,5 +273,5 @@ fn campaign() {
 #[test]
 #[ignore = "run by tests/campaign"]
 fn campaign_seeds() {
-    println!("campaign: {}", serde_json::json!({ "power-steps": steps().len() * 3, "syncs": syncs() }));
+    println!("campaign: {}", serde_json::json!({ "power-steps": steps().len() * Ground::ALL.len(), "syncs": syncs() }));
 }

@@ -11,10 +11,12 @@ pub enum Ground {
     Image,
     /// A directory on ext4, which has none.
     Ext4,
+    /// A directory on Btrfs, where bringing one file to the disk says nothing of others.
+    Btrfs,
 }
 
 impl Ground {
-    pub const ALL: [Ground; 3] = [Ground::Xfs, Ground::Image, Ground::Ext4];
+    pub const ALL: [Ground; 4] = [Ground::Xfs, Ground::Image, Ground::Ext4, Ground::Btrfs];
 
     pub fn has_reflinks(self) -> bool {
         self != Ground::Ext4
@@ -30,7 +32,8 @@ impl Ground {
     pub(super) fn mkfs(self) -> &'static str {
         match self {
             Ground::Xfs => "mkfs.xfs -qf",
-            _ => "mkfs.ext4 -qF",
+            Ground::Btrfs => "mkfs.btrfs -qf",
+            Ground::Image | Ground::Ext4 => "mkfs.ext4 -qF",
         }
     }
 

@@ -78,7 +78,8 @@ pub fn renewed(bytes: &[u8], new: &Uuid) -> Result<Vec<u8>, &'static str> {
     Ok(bytes)
 }
 
-/// Writes the superblock's copies and then itself, so that a change is either seen in full or made again.
+/// Writes the superblock's copies and then itself, so that a change is either seen in full or made again. The caller brings
+/// the last of it to the disk.
 pub fn write(file: &File, bytes: &[u8]) -> io::Result<()> {
     let size = le64(bytes, TOTAL_BYTES);
     // the kernel's rule for which copies there are
@@ -89,8 +90,7 @@ pub fn write(file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(&copy, offset)?;
     }
     sync("adopt.copies", file)?;
-    file.write_all_at(bytes, PLACE.0)?;
-    sync("adopt.superblock", file)
+    file.write_all_at(bytes, PLACE.0)
 }
 
 fn seal(bytes: &mut [u8]) {

@@ -145,7 +145,6 @@ fn reserve_and_format(made: &File, path: &Path, directory: &Path, size: u64) -> 
     let sector = sector_of(made, path)?;
     filesystem::make(path, FsType::Xfs, sector, &Uuid::from_random(random), made)
         .map_err(MediumError::step("formatting", path))?;
-    file::sync("image.file", made).map_err(MediumError::step("formatting", path))?;
     file::rename_durably(path, &directory.join(FILE)).map_err(MediumError::step("naming", path))
 }
 
