@@ -47,7 +47,12 @@ impl Measured {
 
     /// `p50 / p99 (processors)`, in milliseconds.
     fn cell(&self) -> String {
-        format!("{} / {} ({})", milliseconds(self.percentile(50)), milliseconds(self.percentile(99)), milliseconds(self.cpu))
+        format!(
+            "{} / {} ({})",
+            milliseconds(self.percentile(50)),
+            milliseconds(self.percentile(99)),
+            milliseconds(self.cpu)
+        )
     }
 }
 
@@ -102,8 +107,8 @@ fn row(count: usize, bad: bool) -> String {
     let good: Vec<&Played> =
         simulation.hosts.iter().map(|host| &**host).filter(|host| host.manner() == Manner::Well).collect();
     let text = simulation.text(|_| String::new());
-    drop(Controller::start(&simulation, &text, &[]));
-    let controller = Controller::start(&simulation, &text, &["--patience", "1"]);
+    drop(Controller::start(&simulation.pki, &text, &[]));
+    let controller = Controller::start(&simulation.pki, &text, &["--patience", "1"]);
     let ready = format!("{:.1} ({:.1})", controller.ready_after.as_secs_f64(), controller.cpu().as_secs_f64());
     eprintln!("{count} hosts, {bad_ones} bad: ready after {ready} s");
     let rss = controller.memory("VmRSS") >> 20;
@@ -145,10 +150,11 @@ fn many<'a>(controller: &Controller, creates: usize, at: &impl Fn(usize) -> &'a 
     controller.block_on(async {
         let mut under_way = tokio::task::JoinSet::new();
         let mut made = 0;
-        let ended = |one: Result<Result<_, tonic::Status>, _>| match one.unwrap() {
+        let mut refused = std::collections::BTreeMap::<String, usize>::new();
+        let mut ended = |one: Result<Result<_, tonic::Status>, _>| match one.unwrap() {
             Ok(_) => 1,
             Err(status) => {
-                eprintln!("{status}");
+                refused.entry(status.message().to_owned()).and_modify(|count| *count += 1).or_insert(1);
                 0
             }
         };
@@ -162,6 +168,9 @@ fn many<'a>(controller: &Controller, creates: usize, at: &impl Fn(usize) -> &'a 
         }
         while let Some(one) = under_way.join_next().await {
             made += ended(one);
+        }
+        for (why, count) in refused.iter().take(5) {
+            eprintln!("{count} refused: {why}");
         }
         made
     })

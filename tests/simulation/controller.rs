@@ -11,7 +11,8 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::{POOL, Played, Simulation};
+use super::{POOL, Played};
+use crate::support::peers::Pki;
 use crate::support::{Volume, eventually};
 use cistern::domain::Role;
 
@@ -30,11 +31,11 @@ pub struct Controller {
 
 impl Controller {
     /// Starts one for the hosts of this text, with these flags, and waits until it is ready.
-    pub fn start(simulation: &Simulation, hosts: &Path, flags: &[&str]) -> Controller {
-        let place = &simulation.pki.place;
+    pub fn start(pki: &Pki, hosts: &Path, flags: &[&str]) -> Controller {
+        let place = &pki.place;
         let (log, socket) = (place.path("controller.log"), place.path("controller.sock"));
         let output = std::fs::File::create(&log).unwrap();
-        let tls = simulation.pki.machine("main", &[Role::Controller]);
+        let tls = pki.machine("main", &[Role::Controller]);
         let mut command = Command::new(env!("CARGO_BIN_EXE_cistern"));
         command.arg("controller").arg("--config").arg(hosts).arg("--tls").arg(tls).args(flags);
         command.arg("--endpoint").arg(&socket);
@@ -81,11 +82,8 @@ impl Controller {
     }
 
     pub fn snapshot(&self, id: &str, name: &str) -> Result<csi::Snapshot, Status> {
-        let asked = csi::CreateSnapshotRequest {
-            source_volume_id: id.to_owned(),
-            name: name.to_owned(),
-            ..Default::default()
-        };
+        let asked =
+            csi::CreateSnapshotRequest { source_volume_id: id.to_owned(), name: name.to_owned(), ..Default::default() };
         self.wait(self.client().create_snapshot(request(asked))).map(|answer| answer.snapshot.unwrap())
     }
 

@@ -109,6 +109,11 @@ impl Played {
         std::mem::take(&mut state.cut).cancel();
     }
 
+    /// The same, over the connections there are.
+    pub fn turns(&self, manner: Manner) {
+        self.lock().manner = manner;
+    }
+
     /// From now on; what it reports is told anew.
     pub fn lies(&self, lies: Lies) {
         self.lock().lies = Arc::new(lies);

@@ -26,7 +26,7 @@ async fn called<T>(call: &'static str, request: &Request<T>) -> Result<Arc<Playe
     *host.lock().calls.entry(call).or_default() += 1;
     match (host.manner(), call) {
         (Manner::Slow(pause), _) => tokio::time::sleep(pause).await,
-        (Manner::Mute, "Watch") | (Manner::Deaf, "Find") => std::future::pending().await,
+        (Manner::Mute, "Watch") | (Manner::Deaf, "Find" | "Claim") => std::future::pending().await,
         _ => {}
     }
     Ok(host)
@@ -53,7 +53,7 @@ impl host_server::Host for Plays {
     }
 
     async fn find(&self, request: Request<internal::FindRequest>) -> Result<Response<internal::FindResponse>, Status> {
-        let host = called("Find", &request).await?;
+        let host = called(if request.get_ref().claim { "Claim" } else { "Find" }, &request).await?;
         let asked = request.into_inner();
         let answer = host.find(&asked);
         let lies: Arc<Lies> = Arc::clone(&host.lock().lies);
@@ -61,6 +61,16 @@ impl host_server::Host for Plays {
             Some(lie) => lie(&asked, answer),
             None => answer,
         }))
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<internal::ConfirmRequest>,
+    ) -> Result<Response<internal::ConfirmResponse>, Status> {
+        let host = called("Confirm", &request).await?;
+        let internal::ConfirmRequest { key, claim } = request.into_inner();
+        let newest = host.lock().claims.get(&key) == Some(&claim);
+        Ok(Response::new(internal::ConfirmResponse { newest }))
     }
 
     async fn settle(
@@ -101,10 +111,7 @@ impl host_server::Host for Plays {
         Err(Status::unimplemented("not played"))
     }
 
-    async fn reveal(
-        &self,
-        _: Request<internal::RevealRequest>,
-    ) -> Result<Response<internal::RevealResponse>, Status> {
+    async fn reveal(&self, _: Request<internal::RevealRequest>) -> Result<Response<internal::RevealResponse>, Status> {
         Err(Status::unimplemented("not played"))
     }
 }
@@ -114,6 +121,7 @@ impl Played {
         let mut state = self.lock();
         let found = state.volumes.get(&asked.key).map(|held| internal::Found {
             id: self.volume_id(&held.name),
+            name: held.name.clone(),
             pool: POOL.to_owned(),
             state: "ready".to_owned(),
             generation: held.generation,
@@ -151,12 +159,7 @@ impl Played {
         Ok(())
     }
 
-    fn create(
-        &self,
-        asked: &csi::CreateVolumeRequest,
-        claim: &str,
-        passed_over: &str,
-    ) -> Result<csi::Volume, Status> {
+    fn create(&self, asked: &csi::CreateVolumeRequest, claim: &str, passed_over: &str) -> Result<csi::Volume, Status> {
         let key = key_of(&self.volume_id(&asked.name));
         let size = u64::try_from(asked.capacity_range.as_ref().map_or(0, |range| range.required_bytes)).unwrap();
         let passed_over: Vec<String> =
