@@ -3,7 +3,7 @@
 # What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny.
 export CISTERN_CACHE ?= $(HOME)/.cache/cistern
 
-.PHONY: help build demo test lint unit sanity local lab campaign setup fresh
+.PHONY: help build demo test lint unit sanity local lab campaign bench setup fresh
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,9 @@ lab: setup ## two hosts with disks of their own to play with, and how to go on
 
 campaign: setup ## many seeds, resumable: WHAT=power SEEDS=0..99; tests/campaign says which there are
 	tests/campaign $(WHAT) $(SEEDS)
+
+bench: ## measure the release: WHAT=hop (through a controller), WHAT=fleet (thousands of hosts; HOSTS="50 500"), or both
+	cargo bench --locked $(foreach one,$(or $(WHAT),hop fleet),--bench $(one)) -- $(HOSTS)
 
 setup: ## install and build what the tests need (Debian or Ubuntu, as root)
 	tests/setup

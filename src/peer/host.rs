@@ -184,6 +184,7 @@ fn apply(host: &Host, files: &PoolFiles, data: &Path, entries: &[String]) -> Res
 fn found(findings: Findings) -> internal::FindResponse {
     let one = |found: operations::Found| internal::Found {
         id: found.id.to_string(),
+        name: found.name,
         pool: found.pool.to_string(),
         state: found.state.as_str().to_owned(),
         generation: found.generation,

@@ -18,6 +18,8 @@ pub(super) use set::FILES;
 pub use set::TlsError;
 use set::{Contents, Set};
 
+use tokio::sync::Semaphore;
+
 use super::Identity;
 use crate::domain::error::chain;
 
@@ -29,11 +31,17 @@ pub(super) fn check(dir: &Path, files: [&[u8]; 3]) -> Result<(), TlsError> {
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How many handshakes a client has under way: a controller that starts, or whose network was gone, connects to thousands of
+/// hosts at once, and each costs both ends the better part of a millisecond of a processor.
+const HANDSHAKES: usize = 256;
+
 /// A machine's certificate and the authorities that it believes: `ca.crt`, `tls.crt` and `tls.key` in a directory, in PEM.
 /// They are looked at again when a connection is made or accepted, so that they may be renewed under way.
 pub struct Tls {
     dir: PathBuf,
     state: Mutex<State>,
+    /// Turns to greet a server.
+    handshakes: Semaphore,
 }
 
 struct State {
@@ -54,7 +62,8 @@ impl Tls {
         let contents = set::read(dir);
         let set = Arc::new(Set::new(dir, &contents)?);
         let state = State { set, contents, refused: None, looked: Instant::now() };
-        Ok(Arc::new(Tls { dir: dir.to_owned(), state: Mutex::new(state) }))
+        let handshakes = Semaphore::new(HANDSHAKES);
+        Ok(Arc::new(Tls { dir: dir.to_owned(), state: Mutex::new(state), handshakes }))
     }
 
     /// Who we are.

@@ -3,14 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::fleet::Fleet;
 use super::forward;
 use super::link::Link;
-use crate::domain::{Id, Key, NodeName, PoolName};
+use crate::domain::{Id, Key, Kind, NodeName, PoolName};
 use crate::proto::internal;
+
+/// How long a question keeps its turn.
+const TURN: Duration = Duration::from_millis(200);
 
 /// What the hosts answered.
 #[derive(Debug, Default)]
@@ -105,10 +109,11 @@ pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
     for link in links {
         if link.is_here() {
             let key = *key;
-            asking.spawn(async move {
+            let question = async move {
                 let answer = link.find(&key, true).await;
                 (link, answer)
-            });
+            };
+            begin(fleet, &mut asking, question).await;
         } else {
             answers.silent.insert(link.name.clone());
         }
@@ -129,6 +134,27 @@ pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
     answers
 }
 
+/// Begins a question when its turn has come, and with it the host's time: how busy we are is no host's fault. One that waits
+/// for its answer soon gives its turn to the next, so that many hosts that hang are waited for together.
+async fn begin<T: Send + 'static>(
+    fleet: &Fleet,
+    asking: &mut JoinSet<T>,
+    question: impl Future<Output = T> + Send + 'static,
+) {
+    let turn = Arc::clone(&fleet.questions).acquire_owned().await;
+    asking.spawn(async move {
+        tokio::pin!(question);
+        // cancel-safe: the question goes on below
+        match tokio::time::timeout(TURN, &mut question).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                drop(turn);
+                question.await
+            }
+        }
+    });
+}
+
 /// Asks every host that gave a claim whether it still is the newest. Of two who asked at once, one of them is told so by
 /// every host, and the other by none. Who does not answer now has not been asked at all.
 pub async fn confirm_all(fleet: &Fleet, key: &Key, answers: &mut Answers) -> bool {
@@ -136,10 +162,11 @@ pub async fn confirm_all(fleet: &Fleet, key: &Key, answers: &mut Answers) -> boo
     for (host, claim) in &answers.claims {
         let Some(link) = fleet.link(host) else { continue };
         let (key, claim) = (*key, claim.clone());
-        asking.spawn(async move {
+        let question = async move {
             let answer = link.confirm(&key, claim).await;
             (link, answer)
-        });
+        };
+        begin(fleet, &mut asking, question).await;
     }
     let mut is_newest = true;
     while let Some(joined) = asking.join_next().await {
@@ -162,6 +189,11 @@ fn take(fleet: &Fleet, answers: &mut Answers, host: &NodeName, key: &Key, answer
     let pools = answer.unsure_pools.iter().filter_map(|pool| pool.parse().ok()).collect();
     let mut unsure = Unsure { pools, is_strange: false };
     for told in answer.found {
+        // whoever could claim names that it was only asked for could draw every new volume to itself
+        if Key::of_name(Kind::Volume, &told.name) != *key {
+            tracing::error!(%host, id = told.id, "the host does not know the name of what it says it has; it is not believed");
+            continue;
+        }
         match found(fleet, host, key, &told) {
             Some(found) => answers.found.push(found),
             None => {

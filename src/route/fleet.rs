@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tonic::Status;
 
@@ -28,6 +28,10 @@ pub struct Patience {
     pub starting: Duration,
 }
 
+/// How many questions for names have their turn at once, over all hosts and all calls. Each name is asked of all hosts: without
+/// this, a few creates at once would miss the bound in this very process, and hosts be taken for away that are not.
+const QUESTIONS: usize = 256;
+
 /// The fleet.
 pub struct Fleet {
     tls: Arc<Tls>,
@@ -39,6 +43,8 @@ pub struct Fleet {
     /// Which pools each host was brought last.
     brought: Mutex<HashMap<NodeName, Vec<String>>>,
     text_changed: Notify,
+    /// Turns of questions for names: first come, first served.
+    pub(super) questions: Arc<Semaphore>,
     /// Names that are being asked for: one call at a time each.
     pub(super) names: Guards<Key>,
     /// Hosts that were at work on a name when they were asked for it, since when.
@@ -47,6 +53,15 @@ pub struct Fleet {
     pub(super) unsettled: Notify,
     started: Instant,
     ready: AtomicBool,
+}
+
+/// What came of some news.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// The host has told all it has by now.
+    pub is_whole: bool,
+    /// Why some of it is not believed.
+    pub lies: Vec<String>,
 }
 
 /// A host of the fleet, and the task that follows it.
@@ -73,6 +88,7 @@ impl Fleet {
             inventory: RwLock::default(),
             brought: Mutex::default(),
             text_changed: Notify::new(),
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
             names: Guards::default(),
             busy: Mutex::default(),
             unsettled: Notify::new(),
@@ -84,9 +100,9 @@ impl Fleet {
     /// Makes the fleet that of the text: follows hosts that are new or have moved, lets go of those that are gone.
     pub fn apply(self: &Arc<Self>, text: config::Fleet) {
         let mut links = write(&self.links);
-        links.retain(|name, member| {
-            text.hosts.iter().any(|host| host.name == *name && host.addresses == member.addresses)
-        });
+        let wanted: BTreeMap<&NodeName, &Vec<String>> =
+            text.hosts.iter().map(|host| (&host.name, &host.addresses)).collect();
+        links.retain(|name, member| wanted.get(name).is_some_and(|addresses| **addresses == member.addresses));
         for host in &text.hosts {
             if !links.contains_key(&host.name) {
                 links.insert(host.name.clone(), self.join(host));
@@ -235,20 +251,18 @@ impl Fleet {
         self.unsettled.notify_one();
     }
 
-    /// Takes in news, and answers whether the host has told all it has by now.
-    pub(super) fn take(&self, host: &NodeName, reports: Reports) -> bool {
+    /// Takes in news.
+    pub(super) fn take(&self, host: &NodeName, reports: Reports) -> Taken {
         let text = self.text();
-        let mut is_whole = false;
+        let mut taken = Taken::default();
         let mut inventory = self.inventory_mut();
         for news in reports.reports.into_iter().filter_map(|Report { news }| news) {
-            is_whole |= matches!(news, News::Whole(_));
-            if let Err(why) = inventory.take(host, &text, news) {
-                tracing::error!(%host, why, "the host reports what it may not have; it is not believed");
-            }
+            taken.is_whole |= matches!(news, News::Whole(_));
+            taken.lies.extend(inventory.take(host, &text, news).err());
         }
         drop(inventory);
         self.unsettled.notify_one();
-        is_whole
+        taken
     }
 
     /// The pools that are to be on a host; `None` where no controller brings any.

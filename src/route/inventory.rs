@@ -2,7 +2,10 @@
 //! two hosts claim is nobody's until one of them is right, by the fleet's own text or by being the only one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Instant;
+
+use prost::Message;
 
 use crate::config::Fleet;
 use crate::domain::{Id, Key, Kind, NodeId, NodeName, PoolName, StoreId};
@@ -10,6 +13,18 @@ use crate::proto::internal::{self, report::News};
 
 /// The most nodes that one volume may be on: an entry of a list stays a few KiB.
 const MOST_NODES: usize = 64;
+
+/// How much of one host's report is kept, in bytes as it was sent: some 100,000 volumes. What is more is not believed.
+const MOST_KEPT: usize = 64 << 20;
+/// How many pools one host may have.
+const MOST_POOLS: usize = 1000;
+/// What an entry weighs beyond its bytes.
+const ENTRY: usize = 128;
+
+/// What it takes to keep an entry.
+fn weight(told: &impl Message) -> usize {
+    ENTRY + told.encoded_len()
+}
 
 /// What the hosts reported.
 #[derive(Debug, Default)]
@@ -36,6 +51,8 @@ struct HostView {
     /// Counts its reports: what an earlier one had and this one has not is gone.
     session: u64,
     pools: BTreeMap<PoolName, PoolView>,
+    /// How much of its report is kept: what [`weight`] makes of it.
+    kept: usize,
 }
 
 /// A pool on one host.
@@ -83,6 +100,7 @@ pub struct Volume {
     /// It exists no more, and is remembered because of those hosts.
     pub deleted: bool,
     session: u64,
+    weight: usize,
 }
 
 /// A snapshot as its host reported it.
@@ -97,6 +115,7 @@ pub struct Snapshot {
     /// Whether it can be restored from.
     pub ready: bool,
     session: u64,
+    weight: usize,
 }
 
 /// Whose a store is.
@@ -183,6 +202,10 @@ impl Inventory {
         };
         let view = self.hosts.entry(host.clone()).or_default();
         let before = view.pools.get(&name);
+        let kept = view.kept + weight(&told) - before.map_or(0, |before| weight(&before.told));
+        if kept > MOST_KEPT || (before.is_none() && view.pools.len() >= MOST_POOLS) {
+            return Err(format!("pool {name} is more than is kept of one host"));
+        }
         let down = match (store, before.and_then(|before| before.down.clone())) {
             (Some(_), _) => None,
             (None, Some((since, _))) => Some((since, told.down.clone())),
@@ -191,6 +214,7 @@ impl Inventory {
         let last_store = store.or(before.and_then(|before| before.last_store));
         let replaced = before.and_then(|before| before.last_store).filter(|old| store.is_some_and(|new| new != *old));
         let (available, session) = (told.available_bytes, view.session);
+        view.kept = kept;
         view.pools.insert(name.clone(), PoolView { store, last_store, down, available, told, session });
         if let Some(old) = replaced {
             self.drop_claim(host, &old);
@@ -230,8 +254,10 @@ impl Inventory {
             "" => None,
             text => Some(text.parse().map_err(|error| format!("volume {id}: its source: {error}"))?),
         };
-        let session = self.session(host);
+        let (session, weight) = (self.session(host), weight(&told));
         let claim = self.claim(host, &id.store).ok_or_else(|| format!("volume {id} is in no store of this host"))?;
+        let before = claim.volumes.get(&id.key).map_or(0, |before| before.weight);
+        self.weigh(host, before, weight).map_err(|why| format!("volume {id} {why}"))?;
         let volume = Volume {
             size: told.size_bytes,
             source,
@@ -241,9 +267,12 @@ impl Inventory {
             passed_over,
             deleted: told.deleted,
             session,
+            weight,
         };
         let is_unsettled = volume.deleted || !volume.passed_over.is_empty();
-        claim.volumes.insert(id.key, volume);
+        if let Some(claim) = self.claim(host, &id.store) {
+            claim.volumes.insert(id.key, volume);
+        }
         if is_unsettled {
             self.unsettled.insert(id)
         } else {
@@ -260,24 +289,43 @@ impl Inventory {
         }
         let of =
             Id::parse(Kind::Volume, &told.volume).ok_or_else(|| format!("snapshot {id} is of {:?}", told.volume))?;
-        let session = self.session(host);
+        if i64::try_from(told.size_bytes).is_err() || of.store != id.store {
+            return Err(format!("snapshot {id} has {} bytes and is of {of}", told.size_bytes));
+        }
+        let (session, weight) = (self.session(host), weight(&told));
         let claim = self.claim(host, &id.store).ok_or_else(|| format!("snapshot {id} is in no store of this host"))?;
+        let before = claim.snapshots.get(&id.key).map_or(0, |before| before.weight);
+        self.weigh(host, before, weight).map_err(|why| format!("snapshot {id} {why}"))?;
         let created = (told.created_seconds, told.created_nanos.min(999_999_999));
-        let snapshot = Snapshot { size: told.size_bytes, of, created, ready: told.ready, session };
-        claim.snapshots.insert(id.key, snapshot);
+        let snapshot = Snapshot { size: told.size_bytes, of, created, ready: told.ready, session, weight };
+        if let Some(claim) = self.claim(host, &id.store) {
+            claim.snapshots.insert(id.key, snapshot);
+        }
         Ok(())
     }
 
-    /// Forgets what was reported in earlier sessions and not in this one.
+    /// Notes that an entry of a host weighs more or less than before, unless that would be more than is kept of one host.
+    fn weigh(&mut self, host: &NodeName, before: usize, now: usize) -> Result<(), &'static str> {
+        let Some(view) = self.hosts.get_mut(host) else { return Ok(()) };
+        let kept = view.kept + now - before;
+        if kept > MOST_KEPT && now > before {
+            return Err("is more than is kept of one host");
+        }
+        view.kept = kept;
+        Ok(())
+    }
+
+    /// Forgets what was reported in earlier sessions and not in this one. It looks through the host's own stores alone:
+    /// thousands of hosts tell all they have when a controller starts.
     fn whole(&mut self, host: &NodeName) {
         let session = self.session(host);
+        let stores: BTreeSet<StoreId> = self.pools(host).filter_map(|(_, pool)| pool.last_store).collect();
         let mut gone = Vec::new();
-        for (store, claims) in &mut self.stores {
-            for claim in claims.iter_mut().filter(|claim| claim.host == *host) {
-                let old = claim.volumes.iter().filter(|(_, volume)| volume.session != session);
-                gone.extend(old.map(|(key, _)| Id { store: *store, key: *key }));
-                claim.snapshots.retain(|_, snapshot| snapshot.session == session);
-            }
+        for store in stores {
+            let Some(claim) = self.claim(host, &store) else { continue };
+            let volumes = claim.volumes.iter().filter(|(_, volume)| volume.session != session).map(|(key, _)| key);
+            let snapshots = claim.snapshots.iter().filter(|(_, cut)| cut.session != session).map(|(key, _)| key);
+            gone.extend(volumes.chain(snapshots).map(|key| Id { store, key: *key }));
         }
         gone.iter().for_each(|id| self.forget(host, id));
         let pools = self.hosts.get(host).into_iter().flat_map(|view| &view.pools);
@@ -298,15 +346,18 @@ impl Inventory {
     }
 
     fn drop_pool(&mut self, host: &NodeName, name: &PoolName) {
-        let gone = self.hosts.get_mut(host).and_then(|view| view.pools.remove(name));
-        if let Some(store) = gone.and_then(|pool| pool.last_store) {
+        let Some(view) = self.hosts.get_mut(host) else { return };
+        let Some(gone) = view.pools.remove(name) else { return };
+        view.kept -= weight(&gone.told);
+        if let Some(store) = gone.last_store {
             self.drop_claim(host, &store);
         }
     }
 
     fn drop_claim(&mut self, host: &NodeName, store: &StoreId) {
-        let keys: Vec<Key> =
-            self.claim(host, store).map_or(Vec::new(), |claim| claim.volumes.keys().copied().collect());
+        let keys: Vec<Key> = self
+            .claim(host, store)
+            .map_or(Vec::new(), |claim| claim.volumes.keys().chain(claim.snapshots.keys()).copied().collect());
         keys.into_iter().for_each(|key| self.forget(host, &Id { store: *store, key }));
         if let Some(claims) = self.stores.get_mut(store) {
             claims.retain(|claim| claim.host != *host);
@@ -318,8 +369,11 @@ impl Inventory {
 
     fn forget(&mut self, host: &NodeName, id: &Id) {
         if let Some(claim) = self.claim(host, &id.store) {
-            claim.volumes.remove(&id.key);
-            claim.snapshots.remove(&id.key);
+            let volume = claim.volumes.remove(&id.key).map_or(0, |volume| volume.weight);
+            let snapshot = claim.snapshots.remove(&id.key).map_or(0, |snapshot| snapshot.weight);
+            if let Some(view) = self.hosts.get_mut(host) {
+                view.kept -= volume + snapshot;
+            }
         }
         let is_elsewhere =
             self.stores.get(&id.store).into_iter().flatten().any(|claim| claim.volumes.contains_key(&id.key));
@@ -388,16 +442,16 @@ impl Inventory {
     /// The volumes after this id, in the order of ids, each with its host.
     pub fn volumes_after(&self, after: Option<Id>) -> impl Iterator<Item = (Id, &NodeName, &Volume)> {
         self.owned(after.map(|id| id.store)).flat_map(move |(store, claim)| {
-            let volumes = claim.volumes.iter().map(move |(key, volume)| (Id { store, key: *key }, &claim.host, volume));
-            volumes.filter(move |(id, _, volume)| after.is_none_or(|after| *id > after) && !volume.deleted)
+            let volumes = claim.volumes.range(keys_after(after, store)).filter(|(_, volume)| !volume.deleted);
+            volumes.map(move |(key, volume)| (Id { store, key: *key }, &claim.host, volume))
         })
     }
 
     /// The snapshots after this id, in the order of ids.
     pub fn snapshots_after(&self, after: Option<Id>) -> impl Iterator<Item = (Id, &Snapshot)> {
         self.owned(after.map(|id| id.store)).flat_map(move |(store, claim)| {
-            let snapshots = claim.snapshots.iter().map(move |(key, snapshot)| (Id { store, key: *key }, snapshot));
-            snapshots.filter(move |(id, _)| after.is_none_or(|after| *id > after))
+            let snapshots = claim.snapshots.range(keys_after(after, store));
+            snapshots.map(move |(key, snapshot)| (Id { store, key: *key }, snapshot))
         })
     }
 
@@ -466,7 +520,9 @@ impl Inventory {
         let made_on = Some(host.clone());
         let Some(claim) = self.claim(host, &id.store) else { return };
         let (nodes, passed_over) = (Vec::new(), Vec::new());
-        let new = Volume { size, source, nodes, generation: 0, made_on, passed_over, deleted: false, session };
+        // it weighs nothing until it is reported
+        let new =
+            Volume { size, source, nodes, generation: 0, made_on, passed_over, deleted: false, session, weight: 0 };
         claim.volumes.entry(id.key).or_insert(new);
         self.note_name(id);
     }
@@ -493,9 +549,15 @@ impl Inventory {
     }
 }
 
+/// The keys of a store that come after an id: a page of one large store does not begin at its beginning.
+fn keys_after(after: Option<Id>, store: StoreId) -> (Bound<Key>, Bound<Key>) {
+    let after = after.filter(|after| after.store == store);
+    (after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.key)), Bound::Unbounded)
+}
+
 impl Snapshot {
     /// A snapshot that was just cut.
     pub fn new(size: u64, of: Id, created: (i64, u32), ready: bool) -> Snapshot {
-        Snapshot { size, of, created, ready, session: 0 }
+        Snapshot { size, of, created, ready, session: 0, weight: 0 }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use prost::Message;
 use tokio::sync::Notify;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
@@ -19,6 +20,14 @@ use crate::proto::internal::{self, Reports};
 pub const BOUND: Duration = Duration::from_secs(2);
 /// The same where it reads files.
 const APPLY_BOUND: Duration = Duration::from_secs(10);
+/// The largest answer to a question for a name: what one name has may list all hosts of a fleet.
+const LARGEST_ANSWER: usize = 4 << 20;
+/// How long a host rests after a message of its report, once for each so many bytes: one that never ends to tell costs a part
+/// of one processor and no more, and many small changes come together.
+const REST: Duration = Duration::from_millis(10);
+const BYTES_A_REST: usize = 64 << 10;
+/// How often it is said, at most, that a host is not believed.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the next try waits, from the first failure to a host that is long gone.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -78,8 +87,13 @@ impl Link {
         self.channel.clone()
     }
 
-    /// A client of the host's internal service.
+    /// A client of the host's internal service, for short answers.
     pub fn client(&self) -> HostClient<Channel> {
+        HostClient::new(self.channel()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    /// The same, for all that a host has.
+    pub fn client_for_all(&self) -> HostClient<Channel> {
         HostClient::new(self.channel()).max_decoding_message_size(LARGEST_MESSAGE)
     }
 
@@ -190,7 +204,7 @@ impl Progress {
 }
 
 async fn begin(link: &Link) -> Result<Streaming<Reports>, Status> {
-    let mut client = link.client();
+    let mut client = link.client_for_all();
     let late = |_| Status::deadline_exceeded("it does not answer");
     let begun = tokio::time::timeout(APPLY_BOUND, client.watch(Request::new(internal::WatchRequest {})));
     Ok(begun.await.map_err(late)??.into_inner())
@@ -198,12 +212,36 @@ async fn begin(link: &Link) -> Result<Streaming<Reports>, Status> {
 
 /// Takes in what the host tells.
 async fn read(fleet: &Fleet, link: &Link, mut stream: Streaming<Reports>, progress: &Progress) -> Result<(), Status> {
+    let mut complaints = Complaints::default();
     while let Some(reports) = stream.message().await? {
-        if fleet.take(&link.name, reports) {
+        let rests = u32::try_from(1 + reports.encoded_len() / BYTES_A_REST).unwrap_or(u32::MAX);
+        let taken = fleet.take(&link.name, reports);
+        if taken.is_whole {
             progress.note(&progress.is_whole);
         }
+        complaints.note(&link.name, &taken.lies);
+        tokio::time::sleep(REST * rests).await;
     }
     Ok(())
+}
+
+/// What a host is not believed: said now and then.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: usize,
+}
+
+impl Complaints {
+    fn note(&mut self, host: &NodeName, lies: &[String]) {
+        let Some(why) = lies.first() else { return };
+        self.unsaid += lies.len();
+        if self.last.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            let more = self.unsaid - 1;
+            tracing::error!(%host, why, more, "the host reports what it may not have; it is not believed");
+            (self.last, self.unsaid) = (Some(Instant::now()), 0);
+        }
+    }
 }
 
 /// Brings the host the pools that the fleet's owner wants on it, and again whenever they change. A host that cannot take them

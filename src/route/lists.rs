@@ -5,7 +5,7 @@ use prost::Message;
 use tonic::Status;
 
 use super::fleet::Fleet;
-use super::placement::Standing;
+use super::placement::{Candidate, Standing};
 use crate::csi::{listed_snapshot, listed_volume, parse};
 use crate::domain::size::GRAIN;
 use crate::domain::{Id, NodeName, PoolName};
@@ -71,21 +71,9 @@ pub fn capacity(fleet: &Fleet, request: csi::GetCapacityRequest) -> Result<csi::
     let on_host = |host: &NodeName| asked.host.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(host));
     let (mut sum, mut largest) = (0_u64, 0_u64);
     if !asked.is_impossible {
-        let pools = match &asked.pool {
-            Some(pool) => {
-                let candidates = fleet.candidates(pool);
-                if candidates.is_empty() && fleet.is_ready() {
-                    return Err(Status::invalid_argument(format!("parameters[pool]: no host has a pool {pool}")));
-                }
-                vec![pool.clone()]
-            }
-            None => all_pools(fleet),
-        };
-        for candidate in pools.iter().flat_map(|pool| fleet.candidates(pool)).filter(|one| on_host(&one.host)) {
-            if let Standing::Here { available } = candidate.standing {
-                sum = sum.saturating_add(available);
-                largest = largest.max(available);
-            }
+        for (_, available) in available(fleet, asked.pool.as_ref())?.into_iter().filter(|(host, _)| on_host(host)) {
+            sum = sum.saturating_add(available);
+            largest = largest.max(available);
         }
     }
     let bytes = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
@@ -96,14 +84,24 @@ pub fn capacity(fleet: &Fleet, request: csi::GetCapacityRequest) -> Result<csi::
     })
 }
 
-fn all_pools(fleet: &Fleet) -> Vec<PoolName> {
+/// What each host that is here has available in a pool, or in each of its pools.
+fn available(fleet: &Fleet, pool: Option<&PoolName>) -> Result<Vec<(NodeName, u64)>, Status> {
+    if let Some(pool) = pool {
+        let candidates = fleet.candidates(pool);
+        if candidates.is_empty() && fleet.is_ready() {
+            return Err(Status::invalid_argument(format!("parameters[pool]: no host has a pool {pool}")));
+        }
+        let here = |candidate: Candidate| match candidate.standing {
+            Standing::Here { available } => Some((candidate.host, available)),
+            Standing::Away { .. } => None,
+        };
+        return Ok(candidates.into_iter().filter_map(here).collect());
+    }
     let links = fleet.links();
     let inventory = fleet.inventory();
-    let mut pools: Vec<PoolName> =
-        links.iter().flat_map(|link| inventory.pools(&link.name)).map(|(name, _)| name.clone()).collect();
-    pools.sort();
-    pools.dedup();
-    pools
+    let here = links.iter().filter(|link| link.is_here());
+    let pools = here.flat_map(|link| inventory.pools(&link.name).map(|(_, view)| (link.name.clone(), view)));
+    Ok(pools.filter(|(_, view)| view.down.is_none()).map(|(host, view)| (host, view.available)).collect())
 }
 
 #[cfg(test)]

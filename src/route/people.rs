@@ -88,7 +88,7 @@ async fn describe(link: &Link, wanted: internal::DescribeRequest) -> Result<inte
     if let Standing::Away { why, .. } = link.standing() {
         return Err(why);
     }
-    let mut client = link.client();
+    let mut client = link.client_for_all();
     match tokio::time::timeout(BOUND * 5, client.describe(wanted)).await {
         Ok(answered) => answered.map(Response::into_inner).map_err(|status| status.message().to_owned()),
         Err(_) => Err("it does not answer".to_owned()),

@@ -338,17 +338,37 @@ impl Call {
             }
             Method::CreateSnapshot => {
                 let cut = csi::CreateSnapshotResponse::decode(answer.clone()).ok().and_then(|answer| answer.snapshot);
-                if let Some((cut_id, snapshot)) = cut.and_then(snapshot_of) {
-                    if cut_id.store != id.store {
-                        return Err(Status::internal("the host answers with a snapshot of another store"));
-                    }
-                    inventory.cut(cut_id, snapshot);
+                let name = self.read::<csi::CreateSnapshotRequest>()?.name;
+                let asked_for = Id { store: id.store, key: Key::of_name(Kind::Snapshot, &name) };
+                let cut = cut.and_then(snapshot_of).filter(|(cut, snapshot)| *cut == asked_for && snapshot.of == *id);
+                // whoever is told another's id will delete it one day
+                let strange = || Status::internal("the host answers with a snapshot that is not the one asked for");
+                let (_, snapshot) = cut.ok_or_else(strange)?;
+                inventory.cut(asked_for, snapshot);
+            }
+            Method::ListSnapshots => {
+                let listed = csi::ListSnapshotsResponse::decode(answer.clone()).map_err(|_| unreadable())?.entries;
+                let is_its_own = |cut: csi::Snapshot| {
+                    Id::parse(Kind::Snapshot, &cut.snapshot_id).is_some_and(|cut| cut.store == id.store)
+                };
+                if !listed.into_iter().filter_map(|entry| entry.snapshot).all(is_its_own) {
+                    return Err(Status::internal("the host answers with snapshots of others"));
+                }
+            }
+            Method::GetSnapshot => {
+                let answer = csi::GetSnapshotResponse::decode(answer.clone()).map_err(|_| unreadable())?;
+                if answer.snapshot.is_none_or(|cut| cut.snapshot_id != id.to_string()) {
+                    return Err(Status::internal("the host answers with another snapshot"));
                 }
             }
             _ => {}
         }
         Ok(())
     }
+}
+
+fn unreadable() -> Status {
+    Status::internal("the host answers with what cannot be read")
 }
 
 /// The nodes of two ids are the same if their names are.

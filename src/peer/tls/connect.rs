@@ -120,8 +120,7 @@ impl Machine {
         let mut tries = Tries::default();
         for address in &self.addresses {
             let left = EACH.min(end.saturating_duration_since(Instant::now()));
-            let tried = tokio::time::timeout(left, self.try_one(address)).await.unwrap_or(Err(TryError::Late));
-            match tried {
+            match self.try_one(address, left).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => tries.0.push((address.clone(), Arc::new(error))),
             }
@@ -129,11 +128,19 @@ impl Machine {
         Err(Unreachable { role: self.role, name: self.name.clone(), why: tries })
     }
 
-    async fn try_one(&self, address: &str) -> Result<TlsStream<TcpStream>, TryError> {
+    /// Connects, and greets when there is a turn for it: the time of both is the other end's, and not ours.
+    async fn try_one(&self, address: &str, time: Duration) -> Result<TlsStream<TcpStream>, TryError> {
+        let connected = tokio::time::timeout(time, TcpStream::connect(address)).await;
+        let socket = connected.map_err(|_| TryError::Late)?.map_err(TryError::Connect)?;
+        let turn = self.tls.handshakes.acquire().await;
+        let _turn = turn.map_err(|closed| TryError::Own(io::Error::other(closed)))?;
+        tokio::time::timeout(time, self.greet(socket)).await.unwrap_or(Err(TryError::Late))
+    }
+
+    async fn greet(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>, TryError> {
         let expected = ServerName::try_from(dns_name(&self.name, self.role));
         let expected = expected.map_err(|error| TryError::Own(io::Error::other(error)))?;
         let set = self.tls.current().await.map_err(TryError::Own)?;
-        let socket = TcpStream::connect(address).await.map_err(TryError::Connect)?;
         // gRPC's small frames are not held back
         socket.set_nodelay(true).map_err(TryError::Connect)?;
         let connector = TlsConnector::from(Arc::clone(&set.client));

@@ -27,6 +27,8 @@ pub struct Findings {
 pub struct Found {
     /// Its id.
     pub id: Id,
+    /// Its name.
+    pub name: String,
     /// Its pool.
     pub pool: PoolName,
     /// Where it is in its life.
@@ -84,6 +86,7 @@ fn describe(id: Id, pool: PoolName, state: State, record: &Record) -> Found {
     let volume = record.volume();
     Found {
         id,
+        name: record.name.clone(),
         pool,
         state,
         generation: volume.map_or(0, |volume| volume.generation),
