@@ -108,8 +108,9 @@ impl Controller {
 
     async fn delete(&self, request: Request<csi::DeleteVolumeRequest>) -> Result<csi::DeleteVolumeResponse, Status> {
         let deadline = deadline(&request);
+        let claim = parse::claim(request.metadata())?;
         if let Some(id) = parse::volume_id(request.into_inner().volume_id)? {
-            let operation = move |host: &Host| operations::delete(host, id).map(|_| ());
+            let operation = move |host: &Host| operations::delete(host, id, claim.as_ref()).map(|_| ());
             self.take_away(&id.store, deadline, operation).await?;
         }
         Ok(csi::DeleteVolumeResponse {})
@@ -249,7 +250,7 @@ impl Controller {
     ) -> Result<csi::DeleteSnapshotResponse, Status> {
         let deadline = deadline(&request);
         if let Some(id) = parse::snapshot_id(request.into_inner().snapshot_id)? {
-            let operation = move |host: &Host| operations::delete(host, id).map(|_| ());
+            let operation = move |host: &Host| operations::delete(host, id, None).map(|_| ());
             self.take_away(&id.store, deadline, operation).await?;
         }
         Ok(csi::DeleteSnapshotResponse {})

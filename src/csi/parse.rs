@@ -11,7 +11,7 @@ use crate::domain::request::{
     Access, Capability, Choice, ClassParameters, CreateAccess, CreateVolume, Modifiable, Mount, Publish, Source,
 };
 use crate::domain::size::Range;
-use crate::domain::{AccessMode, Allocation, FsType, Id, Kind, NodeId, NodeName, PoolName, Wipe};
+use crate::domain::{AccessMode, Allocation, FsType, Id, Kind, NodeId, NodeName, PoolName, Uuid, Wipe};
 use crate::node::{self, options};
 use crate::pool::operations::{MOST, Pages};
 use crate::proto::csi::v1 as csi;
@@ -245,15 +245,22 @@ pub fn create_volume(request: csi::CreateVolumeRequest) -> Result<CreateVolume, 
 
 /// How a controller chose this host, from what it sent along.
 pub fn choice(metadata: &MetadataMap) -> Result<Choice, Status> {
-    let text = |key| metadata.get(key).map(|value| value.to_str().map_err(|error| invalid(key, error))).transpose();
-    let claim =
-        text(CLAIM_KEY)?.ok_or_else(|| invalid(CLAIM_KEY, "is missing: volumes here are made by a controller"))?;
-    let names = text(PASSED_OVER_KEY)?.unwrap_or_default();
+    let claim = claim(metadata)?;
+    let names = text(metadata, PASSED_OVER_KEY)?.unwrap_or_default();
     let names = names.split(',').filter(|name| !name.is_empty()).map(str::parse);
     Ok(Choice {
-        claim: claim.parse().map_err(|error| invalid(CLAIM_KEY, error))?,
+        claim: claim.ok_or_else(|| invalid(CLAIM_KEY, "is missing: volumes here are made by a controller"))?,
         passed_over: names.collect::<Result<_, _>>().map_err(|error| invalid(PASSED_OVER_KEY, error))?,
     })
+}
+
+/// The claim that a controller shows, if it does.
+pub fn claim(metadata: &MetadataMap) -> Result<Option<Uuid>, Status> {
+    text(metadata, CLAIM_KEY)?.map(|claim| claim.parse().map_err(|error| invalid(CLAIM_KEY, error))).transpose()
+}
+
+fn text<'a>(metadata: &'a MetadataMap, key: &str) -> Result<Option<&'a str>, Status> {
+    metadata.get(key).map(|value| value.to_str().map_err(|error| invalid(key, error))).transpose()
 }
 
 /// A list of capabilities that is not empty.

@@ -91,7 +91,7 @@ impl Coded for CreateError {
 impl Coded for DeleteError {
     fn code(&self) -> Code {
         match self {
-            DeleteError::Busy(_) => Code::Aborted,
+            DeleteError::Busy(_) | DeleteError::Superseded => Code::Aborted,
             DeleteError::Unavailable(error) => unavailable(error),
             DeleteError::InUse(_) => Code::FailedPrecondition,
             DeleteError::Wipe(error) => job(error),
@@ -179,7 +179,7 @@ impl Coded for FindError {
     fn code(&self) -> Code {
         match self {
             FindError::Record(error) => record(error),
-            FindError::Random(_) => Code::Internal,
+            FindError::Store(_) | FindError::Random(_) => Code::Internal,
         }
     }
 }

@@ -195,6 +195,8 @@ fn found(findings: Findings) -> internal::FindResponse {
         found: findings.found.into_iter().map(one).collect(),
         claim: findings.claim.map(|claim| claim.to_string()).unwrap_or_default(),
         unsure_pools: findings.unsure.iter().map(ToString::to_string).collect(),
+        stores: findings.searched.iter().map(ToString::to_string).collect(),
+        missing: findings.missing.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::store::{self, Store, StoreError, Surroundings};
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::{Key, MediumSpec, NodeName, PoolName, PoolSpec, StoreId};
-use crate::medium::Medium;
+use crate::medium::{self, Medium};
 use crate::medium::dir::Dir;
 use crate::share::local::LocalTarget;
 
@@ -190,6 +190,15 @@ impl Host {
         }
     }
 
+    /// Stores that were seen here, are not open in these pools and were not given up: a disk that was moved, or one that
+    /// cannot be read. Each may have what is looked for.
+    pub(super) fn missing(&self, pools: &[Pool]) -> Result<Vec<StoreId>, StoreError> {
+        let is_open = |id: &StoreId| pools.iter().any(|pool| pool.store.as_ref().is_ok_and(|store| store.id == *id));
+        let is_lost = |id: &StoreId| pools.iter().any(|pool| pool.spec.lost.contains(id));
+        let seen = store::seen(&self.around.data)?.into_iter();
+        Ok(seen.filter(|id| !is_open(id) && !is_lost(id)).collect())
+    }
+
     /// The store of this pool.
     pub fn store_of_pool(&self, pool: &PoolName) -> Result<Arc<Store>, Unavailable> {
         match self.read().get(pool) {
@@ -239,6 +248,14 @@ impl Host {
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<PoolName, Pool>> {
         self.pools.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// Whether it is down, and may have a store that nobody knows to be there.
+    pub(super) fn is_unsure(&self) -> bool {
+        let MediumSpec::Dir(dir) = &self.spec.medium;
+        self.store.is_err() && medium::dir::may_be_in(dir)
     }
 }
 

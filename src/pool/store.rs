@@ -429,6 +429,26 @@ pub fn expected(spec: &PoolSpec, data: &Path) -> Result<Option<StoreId>, StoreEr
     Ok(store.filter(|store| !spec.lost.contains(store)))
 }
 
+/// The stores that were seen on this machine, each the last of its pool, whether the pool is still known here or not.
+pub fn seen(data: &Path) -> Result<Vec<StoreId>, StoreError> {
+    let directory = data.join("stores");
+    let files = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        files => files.map_err(failed("reading", &directory))?,
+    };
+    let mut stores = Vec::new();
+    for file in files {
+        let path = file.map_err(failed("reading", &directory))?.path();
+        // a note that is just being written stands under a temporary name as well
+        if !path.file_name().is_some_and(file::is_temporary)
+            && let Some(text) = read_if_there(&path)?
+        {
+            stores.push(parse_seen(&path, &text)?);
+        }
+    }
+    Ok(stores)
+}
+
 /// Reads the store's identity, or gives it one. A pool that had a store is not given a new one in silence: an unmounted
 /// file system looks just like an empty directory.
 fn identify(spec: &PoolSpec, medium: &dyn Medium, data: &Path) -> Result<StoreId, StoreError> {

@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 
 use super::fleet::Fleet;
 use super::forward;
+use super::inventory::Owner;
 use super::link::Link;
-use crate::domain::{Id, Key, Kind, NodeName, PoolName};
+use crate::domain::{Id, Key, Kind, NodeName, PoolName, StoreId};
 use crate::proto::internal;
 
 /// How long a question keeps its turn.
@@ -29,6 +30,10 @@ pub struct Answers {
     pub silent: BTreeSet<NodeName>,
     /// Hosts that answered and may have the name all the same.
     unsure: BTreeMap<NodeName, Unsure>,
+    /// The stores that were searched, each by the host whose it is.
+    searched: BTreeSet<StoreId>,
+    /// Stores that hosts had and have not now.
+    missing: Vec<(NodeName, StoreId)>,
 }
 
 /// Why a host that answered may have the name all the same.
@@ -36,7 +41,7 @@ pub struct Answers {
 struct Unsure {
     /// These pools of it are down.
     pools: BTreeSet<PoolName>,
-    /// It has it in a store that is not known to be its own.
+    /// It has it in a store that is not known to be its own, or had a store that was searched nowhere.
     is_strange: bool,
 }
 
@@ -102,9 +107,30 @@ pub async fn ask_all(fleet: &Fleet, key: &Key) -> Answers {
     ask(fleet, fleet.links(), key).await
 }
 
-/// Asks these hosts.
+/// Asks these hosts, and those that have by now what one of them had.
 pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
     let mut answers = Answers::default();
+    let mut asked: BTreeSet<NodeName> = links.iter().map(|link| link.name.clone()).collect();
+    gather(fleet, &mut answers, links, key).await;
+    let heirs = answers.missing.iter().filter_map(|(_, store)| owner(fleet, store));
+    let heirs: Vec<NodeName> = heirs.filter(|host| asked.insert(host.clone())).collect();
+    gather(fleet, &mut answers, heirs.iter().filter_map(|host| fleet.link(host)).collect(), key).await;
+    for (host, store) in std::mem::take(&mut answers.missing) {
+        if !answers.searched.contains(&store) && !fleet.is_lost(&store) {
+            answers.unsure.entry(host).or_default().is_strange = true;
+        }
+    }
+    answers
+}
+
+fn owner(fleet: &Fleet, store: &StoreId) -> Option<NodeName> {
+    match fleet.inventory().owner(store) {
+        Owner::Host(host) => Some(host),
+        Owner::Disputed(_) | Owner::Unseen(_) => None,
+    }
+}
+
+async fn gather(fleet: &Fleet, answers: &mut Answers, links: Vec<Arc<Link>>, key: &Key) {
     let mut asking = JoinSet::new();
     for link in links {
         if link.is_here() {
@@ -121,7 +147,7 @@ pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
     while let Some(joined) = asking.join_next().await {
         let Ok((link, answer)) = joined else { continue };
         match answer {
-            Ok(answer) => take(fleet, &mut answers, &link.name, key, answer),
+            Ok(answer) => take(fleet, answers, &link.name, key, answer),
             Err(status) => {
                 // one that answers with an error of its own has trouble with this name alone
                 if forward::is_of_the_way(&status) {
@@ -131,7 +157,6 @@ pub async fn ask(fleet: &Fleet, links: Vec<Arc<Link>>, key: &Key) -> Answers {
             }
         }
     }
-    answers
 }
 
 /// Begins a question when its turn has come, and with it the host's time: how busy we are is no host's fault. One that waits
@@ -188,6 +213,9 @@ pub async fn confirm_all(fleet: &Fleet, key: &Key, answers: &mut Answers) -> boo
 fn take(fleet: &Fleet, answers: &mut Answers, host: &NodeName, key: &Key, answer: internal::FindResponse) {
     let pools = answer.unsure_pools.iter().filter_map(|pool| pool.parse().ok()).collect();
     let mut unsure = Unsure { pools, is_strange: false };
+    let stores = |texts: Vec<String>| texts.into_iter().filter_map(|text| text.parse().ok().map(StoreId));
+    answers.searched.extend(stores(answer.stores).filter(|store| fleet.inventory().has_store(host, store)));
+    answers.missing.extend(stores(answer.missing).map(|store| (host.clone(), store)));
     for told in answer.found {
         // whoever could claim names that it was only asked for could draw every new volume to itself
         if Key::of_name(Kind::Volume, &told.name) != *key {

@@ -27,6 +27,12 @@ pub fn image_size(directory: &Path) -> Result<Option<u64>, MediumError> {
     }
 }
 
+/// Whether a store may be in this directory, as far as can be seen from outside: one that is not mounted is not.
+pub fn may_be_in(spec: &DirSpec) -> bool {
+    let there = |name: &str| spec.path.join(name).try_exists().unwrap_or(true);
+    there("store.json") || there(image::FILE)
+}
+
 /// Disk images in a directory.
 pub struct Dir {
     home: PathBuf,

@@ -7,6 +7,7 @@ use super::{Afterwards, TearDownError, remove, run_job, tear_down};
 use crate::domain::{Id, Key, Outcome, Wipe};
 use crate::machine::file::{self, FileError};
 use crate::medium::MediumError;
+use crate::pool::claims::Claim;
 use crate::pool::guards::Busy;
 use crate::pool::host::{Host, Unavailable};
 use crate::pool::jobs::JobError;
@@ -28,6 +29,9 @@ pub enum DeleteError {
     /// The store cannot be reached.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+    /// Somebody else asked for the name since.
+    #[error("the name was asked for again meanwhile")]
+    Superseded,
     /// Somebody uses it.
     #[error("it is in use: {0}")]
     InUse(String),
@@ -55,8 +59,14 @@ pub enum DeleteError {
 }
 
 /// Deletes a volume or snapshot. `Found` where there is none.
-pub fn delete(host: &Host, id: Id) -> Result<Outcome<()>, DeleteError> {
+///
+/// A controller shows a claim, as for a creation: a volume that was made again under this id since is not what was meant.
+pub fn delete(host: &Host, id: Id, claim: Option<&Claim>) -> Result<Outcome<()>, DeleteError> {
     let store = host.store(&id.store)?;
+    let _name = claim.map(|_| host.names.exclusive(&id.key)).transpose()?;
+    if claim.is_some_and(|claim| !host.claims.is_newest(&id.key, claim)) {
+        return Err(DeleteError::Superseded);
+    }
     if store.records.get(&id.key)?.is_none() {
         return Ok(Outcome::Found(()));
     }

@@ -2,12 +2,13 @@
 
 use std::sync::PoisonError;
 
-use crate::domain::{Id, Key, NodeName, PoolName, Uuid};
+use crate::domain::{Id, Key, NodeName, PoolName, StoreId, Uuid};
 use crate::machine;
 use crate::pool::claims::Claim;
 use crate::pool::host::Host;
 use crate::pool::record::Record;
 use crate::pool::records::{Entry, RecordError, State};
+use crate::pool::store::StoreError;
 use crate::step;
 
 /// What a host has under a key.
@@ -18,8 +19,12 @@ pub struct Findings {
     /// The right to make, or to settle, a volume of the key here; `None` where it was not asked for, or where something of
     /// the key is just being made.
     pub claim: Option<Claim>,
-    /// Pools that are down: they may have it.
+    /// Pools that are down, and may have a store that has it.
     pub unsure: Vec<PoolName>,
+    /// The stores that were searched.
+    pub searched: Vec<StoreId>,
+    /// Stores that were here and are not: a disk that was moved, or cannot be read.
+    pub missing: Vec<StoreId>,
 }
 
 /// What one store has under a key.
@@ -47,6 +52,9 @@ pub enum FindError {
     /// A record could not be read.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Which stores were here before could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The kernel gave no random bytes.
     #[error("making a claim")]
     Random(#[source] std::io::Error),
@@ -60,8 +68,11 @@ pub fn find(host: &Host, key: &Key, with_claim: bool) -> Result<Findings, FindEr
     let _asking = host.asking.lock().unwrap_or_else(PoisonError::into_inner);
     // held until the stores have been read: no volume of the name begins between the reading and the claim
     let name = if with_claim { host.names.exclusive(key).ok() } else { None };
-    let mut found = Vec::new();
-    for store in host.stores() {
+    // one look: what is opened or closed from here on is missing, and not forgotten
+    let pools = host.pools();
+    let (mut found, mut searched) = (Vec::new(), Vec::new());
+    for store in pools.iter().filter_map(|pool| pool.store.as_ref().ok()) {
+        searched.push(store.id);
         if let Some(Entry { state, record }) = store.records.get(key)? {
             found.push(describe(store.id_of(*key), store.pool.clone(), state, &record));
         }
@@ -73,8 +84,9 @@ pub fn find(host: &Host, key: &Key, with_claim: bool) -> Result<Findings, FindEr
     if let Some(claim) = claim {
         host.claims.set(key, claim);
     }
-    let unsure = host.pools().into_iter().filter(|pool| pool.store.is_err()).map(|pool| pool.spec.name).collect();
-    Ok(Findings { found, claim, unsure })
+    let unsure = pools.iter().filter(|pool| pool.is_unsure()).map(|pool| pool.spec.name.clone()).collect();
+    let missing = host.missing(&pools)?;
+    Ok(Findings { found, claim, unsure, searched, missing })
 }
 
 /// Whether this claim still is the newest of its name.
