@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
@@ -22,7 +23,7 @@ use crate::proto::csi::v1 as csi;
 const PATH: &str = "/csi.v1.Controller/CreateVolume";
 
 /// Makes a volume on the host that it belongs to, or finds the one there is.
-pub async fn create(fleet: &Fleet, message: Bytes, deadline: Instant) -> Result<Bytes, Status> {
+pub async fn create(fleet: &Fleet, message: Bytes, waiting: &Waiting) -> Result<Bytes, Status> {
     let request = csi::CreateVolumeRequest::decode(message.clone())
         .map_err(|error| Status::internal(format!("the message cannot be read: {error}")))?;
     let preferred = parse::preferred(request.accessibility_requirements.as_ref());
@@ -33,28 +34,48 @@ pub async fn create(fleet: &Fleet, message: Bytes, deadline: Instant) -> Result<
     if let Some(host) = answers.busy.first() {
         return Err(Status::aborted(format!("host {host} is at work on a volume of this name")));
     }
-    let mut call = Call { fleet, message, key, asked, answers, deadline };
+    let mut call = Call { fleet, message, key, asked, answers, waiting };
     let existing: Vec<Found> = call.answers.existing().cloned().collect();
     let made = match existing.as_slice() {
-        [] => call.make(preferred).await?,
-        [one] => call.find(one).await?,
+        [] => call.make(preferred).await,
+        [one] => call.find(one).await,
         several => return Err(doubled(fleet, &key, several)),
     };
-    call.recall_deleted().await?;
+    let made = made.map_err(|status| call.never_final(status))?;
+    call.recall_deleted(&made).await?;
     Ok(made)
 }
 
-/// There are two of a name. What can be settled is settled beside this call, and the caller asks again.
+/// There are two of a name. What can be settled is settled beside this call, and the caller asks again. So it does where
+/// the owner must choose: a caller that gave up would leave what there is to nobody.
 fn doubled(fleet: &Fleet, key: &Key, several: &[Found]) -> Status {
     fleet.unsettled.notify_one();
     let ids: Vec<String> = several.iter().map(|found| format!("{} on {}", found.id, found.host)).collect();
     let ids = ids.join(", ");
     match settle::verdict(several) {
         Verdict::Keep(_) => Status::aborted(format!("two volumes of this name are being settled: {ids}")),
-        Verdict::OwnersChoice => Status::failed_precondition(format!(
+        Verdict::OwnersChoice => Status::aborted(format!(
             "{key}: several volumes have this name ({ids}), and only their owner can tell which one is meant: \
              `cistern volume keep ID`"
         )),
+    }
+}
+
+/// Whether anybody still waits for the answer of a call.
+#[derive(Debug)]
+pub struct Waiting {
+    /// When the caller stops.
+    pub deadline: Instant,
+    /// Set when it has gone.
+    pub gone: CancellationToken,
+}
+
+impl Waiting {
+    /// Fails where nobody waits any more. A caller that has gone asks again, through whatever controller: what begins on a
+    /// host after that belongs to nobody, and what it would remove may be new.
+    pub fn check(&self) -> Result<(), Status> {
+        let waits = !self.gone.is_cancelled() && Instant::now() < self.deadline;
+        waits.then_some(()).ok_or_else(|| Status::aborted("its caller has gone before it began"))
     }
 }
 
@@ -65,10 +86,26 @@ struct Call<'a> {
     key: Key,
     asked: CreateVolume,
     answers: Answers,
-    deadline: Instant,
+    waiting: &'a Waiting,
 }
 
 impl Call<'_> {
+    /// After a final answer a caller may never call again, and nothing may be left of what it asked for: none is given
+    /// while a host may have a volume of an earlier call.
+    fn never_final(&self, status: Status) -> Status {
+        let asks_again = matches!(
+            status.code(),
+            Code::Aborted | Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted
+        );
+        let passed_over = self.passed_over();
+        if asks_again || passed_over.is_empty() {
+            return status;
+        }
+        let hosts: Vec<String> = passed_over.iter().map(NodeName::to_string).collect();
+        let (code, message) = (status.code(), status.message());
+        Status::unavailable(format!("{code:?}: {message} (not final: {} cannot be asked for all)", hosts.join(", ")))
+    }
+
     /// The name is there: its host says whether it is what is asked for.
     async fn find(&self, found: &Found) -> Result<Bytes, Status> {
         if found.pool != self.asked.parameters.pool {
@@ -166,27 +203,26 @@ impl Call<'_> {
         Err(refused)
     }
 
-    /// Hosts that may have a volume of this name and could not be asked for it.
-    fn passed_over(&self, chosen: &NodeName) -> BTreeSet<NodeName> {
-        let pool = &self.asked.parameters.pool;
-        let silent = self.fleet.candidates(pool).into_iter().map(|candidate| candidate.host);
-        let silent = silent.filter(|host| self.answers.silent.contains(host));
-        // a host is not its own rival
-        silent.chain(self.answers.unsure_of(pool).cloned()).filter(|host| host != chosen).collect()
+    /// Hosts that may have a volume of this name and could not be asked for it. One that was not heard may have been given
+    /// any pool meanwhile, with a disk that was another's and all that is on it; one that was heard may be unsure of itself.
+    fn passed_over(&self) -> BTreeSet<NodeName> {
+        let unsure = self.answers.unsure_of(&self.asked.parameters.pool);
+        self.answers.silent.iter().chain(unsure).cloned().collect()
     }
 
     async fn hand_on(&self, host: &NodeName) -> Result<Bytes, Status> {
         let asked_again = || Status::aborted(format!("host {host} could not be asked"));
         let claim = self.answers.claims.get(host).ok_or_else(asked_again)?;
         let link = self.fleet.link(host).ok_or_else(asked_again)?;
-        let others: Vec<String> = self.passed_over(host).iter().map(NodeName::to_string).collect();
+        let others: Vec<String> = self.passed_over().iter().map(NodeName::to_string).collect();
         let mut metadata = MetadataMap::new();
         let value = |text: &str| text.parse().map_err(|_| Status::internal(format!("{text:?} cannot be sent along")));
         metadata.insert(parse::CLAIM_KEY, value(claim)?);
         if !others.is_empty() {
             metadata.insert(parse::PASSED_OVER_KEY, value(&others.join(","))?);
         }
-        let answer = forward(&link, PATH, self.message.clone(), metadata, self.deadline).await?;
+        self.waiting.check()?;
+        let answer = forward(&link, PATH, self.message.clone(), metadata, self.waiting.deadline).await?;
         self.check(host, &answer)?;
         Ok(answer)
     }
@@ -213,8 +249,11 @@ impl Call<'_> {
     }
 
     /// The name is wanted again: what is remembered of one that was deleted must not take away what is about to be answered.
-    async fn recall_deleted(&self) -> Result<(), Status> {
-        for deleted in self.answers.deleted() {
+    /// Its own host has forgotten it already: under the same id, what stands there now is the new one.
+    async fn recall_deleted(&self, made: &Bytes) -> Result<(), Status> {
+        let volume = csi::CreateVolumeResponse::decode(made.clone()).ok().and_then(|answer| answer.volume);
+        let made = volume.and_then(|volume| Id::parse(Kind::Volume, &volume.volume_id));
+        for deleted in self.answers.deleted().filter(|deleted| Some(deleted.id) != made) {
             settle::asked(self.fleet, &self.answers, deleted, deleted.passed_over.clone()).await?;
         }
         Ok(())

@@ -44,7 +44,7 @@ pub struct Inventory {
 /// What one host reported of itself.
 #[derive(Debug, Default)]
 struct HostView {
-    /// Whether its report goes on.
+    /// Whether its report goes on, and has told all there is.
     live: bool,
     /// Whether it has told all there is, once.
     whole: bool,
@@ -147,7 +147,8 @@ impl Inventory {
     pub fn begin(&mut self, host: &NodeName) {
         let view = self.hosts.entry(host.clone()).or_default();
         view.session += 1;
-        view.live = true;
+        // what an earlier report said stands until this one has told all; meanwhile others may have its disks
+        view.live = false;
     }
 
     /// A host's report has ended. What it said is kept: its volumes still exist.
@@ -334,6 +335,7 @@ impl Inventory {
         old.iter().for_each(|name| self.drop_pool(host, name));
         if let Some(view) = self.hosts.get_mut(host) {
             view.whole = true;
+            view.live = true;
         }
     }
 

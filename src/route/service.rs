@@ -6,10 +6,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::metadata::MetadataMap;
@@ -18,8 +18,10 @@ use tonic::{Request, Response, Status};
 use tower::Service;
 
 use super::fleet::Fleet;
-use super::forward::{RawCodec, forward};
+use super::create::Waiting;
+use super::forward::{RawCodec, forward, is_of_the_way};
 use super::inventory::{Snapshot, Volume};
+use super::link::Link;
 use super::{create, lists};
 use crate::csi::parse::{self, PublishRequest};
 use crate::csi::{LARGEST_MESSAGE, Telemetry, capabilities, deadline};
@@ -120,7 +122,11 @@ impl UnaryService<Bytes> for Handler {
         let (fleet, method, task) = (Arc::clone(&self.fleet), self.method, self.task.take());
         Box::pin(async move {
             let deadline = deadline(&request);
-            let call = Call { fleet, method, message: request.into_inner(), deadline };
+            let gone = CancellationToken::new();
+            // set when the answer is given, or when this is dropped since nobody waits for it
+            let _waits = gone.clone().drop_guard();
+            let waiting = Waiting { deadline, gone };
+            let call = Call { fleet, method, message: request.into_inner(), waiting };
             // in a task of its own: what has begun on a host is followed to its end, whether the caller waits or not
             let answering = tokio::spawn(async move {
                 let _task = task;
@@ -154,7 +160,7 @@ struct Call {
     fleet: Arc<Fleet>,
     method: Method,
     message: Bytes,
-    deadline: Instant,
+    waiting: Waiting,
 }
 
 impl Call {
@@ -186,7 +192,7 @@ impl Call {
 
     async fn answer(self) -> Result<Bytes, Status> {
         match self.method {
-            Method::CreateVolume => create::create(&self.fleet, self.message, self.deadline).await,
+            Method::CreateVolume => create::create(&self.fleet, self.message, &self.waiting).await,
             Method::ControllerGetCapabilities => Ok(bytes(&capabilities())),
             Method::ListVolumes => lists::volumes(&self.fleet, &self.read()?).map(|answer| bytes(&answer)),
             Method::GetCapacity => lists::capacity(&self.fleet, self.read()?).map(|answer| bytes(&answer)),
@@ -313,7 +319,12 @@ impl Call {
         refuse_lost(&self.fleet, &id.store)?;
         let link = self.fleet.link_of_store(&id.store)?;
         let path = self.method.path();
-        let answer = forward(&link, path, self.message.clone(), MetadataMap::new(), self.deadline).await?;
+        let metadata = match self.method {
+            Method::DeleteVolume => claim(&link, &id).await?,
+            _ => MetadataMap::new(),
+        };
+        self.waiting.check()?;
+        let answer = forward(&link, path, self.message.clone(), metadata, self.waiting.deadline).await?;
         self.remember(&id, &answer)?;
         Ok(answer)
     }
@@ -369,6 +380,24 @@ impl Call {
 
 fn unreadable() -> Status {
     Status::internal("the host answers with what cannot be read")
+}
+
+/// What a deletion shows to the host: a volume that was made anew under the same id, by a call that came in between, is not
+/// removed by a message that was long on its way.
+async fn claim(link: &Link, id: &Id) -> Result<MetadataMap, Status> {
+    let found = link.find(&id.key, true).await.map_err(|status| {
+        if is_of_the_way(&status) {
+            link.suspect(status.message());
+        }
+        Status::unavailable(format!("host {} cannot be asked: {}", link.name, status.message()))
+    })?;
+    if found.claim.is_empty() {
+        return Err(Status::aborted(format!("host {} is at work on a volume of this name", link.name)));
+    }
+    let mut metadata = MetadataMap::new();
+    let claim = found.claim.parse().map_err(|_| Status::unavailable(format!("host {} gives no claim", link.name)))?;
+    metadata.insert(parse::CLAIM_KEY, claim);
+    Ok(metadata)
 }
 
 /// The nodes of two ids are the same if their names are.

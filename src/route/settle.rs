@@ -131,7 +131,10 @@ async fn settle(fleet: &Fleet, key: &Key) -> Result<Option<String>, Status> {
     }
     remove_after_deletion(fleet, &answers).await?;
     tell_who_was_asked(fleet, &answers).await?;
-    Ok(None)
+    let left_over = |one: &&Found| answers.deleted().any(|deleted| may_be_left_over(one, deleted));
+    Ok(answers.existing().find(left_over).map(|one| {
+        format!("{} may be wanted, or be left over from before its name was deleted elsewhere: its owner must choose", one.id)
+    }))
 }
 
 /// The hosts that have the name, and those that were passed over when it was made; `None` where none of the latter is here
@@ -177,9 +180,9 @@ async fn remove_after_deletion(fleet: &Fleet, answers: &Answers) -> Result<(), S
 /// be kept, because of that. What is remembered of a deleted one goes first.
 async fn tell_who_was_asked(fleet: &Fleet, answers: &Answers) -> Result<(), Status> {
     for one in answers.deleted() {
-        let unwanted = |host: &NodeName| {
-            answers.existing().any(|other| is_of(other, host) && !passed_over(other, one) && other.generation == 0)
-        };
+        // a grant says that it is wanted
+        let unwanted =
+            |host: &NodeName| answers.existing().any(|other| is_of(other, host) && other.generation == 0);
         asked(fleet, answers, one, sure(answers, one).filter(|host| !unwanted(host)).collect()).await?;
     }
     for one in answers.existing() {
@@ -187,6 +190,12 @@ async fn tell_who_was_asked(fleet: &Fleet, answers: &Answers) -> Result<(), Stat
         asked(fleet, answers, one, sure(answers, one).filter(|host| !rivals(host)).collect()).await?;
     }
     Ok(())
+}
+
+/// Whether it was made before that one was deleted, or answered since, and nobody can tell: each was made, or answered, when
+/// the other's host could not be asked. A grant says that it is wanted.
+fn may_be_left_over(one: &Found, deleted: &Found) -> bool {
+    one.generation == 0 && passed_over(one, deleted) && passed_over(deleted, one)
 }
 
 /// Hosts of its list that have said all they may have of the name.
@@ -214,7 +223,8 @@ async fn act(fleet: &Fleet, answers: &Answers, found: &Found, act: Act) -> Resul
     let link = fleet.link(&found.host).ok_or_else(|| Status::unavailable("the host has left the fleet"))?;
     let mut request = Request::new(SettleRequest { id: found.id.to_string(), claim, act: Some(act) });
     request.set_timeout(BOUND * 5);
-    link.client().settle(request).await.map(|_| ())
+    let late = |_| Status::deadline_exceeded("the host does not answer");
+    tokio::time::timeout(BOUND * 5, link.client().settle(request)).await.map_err(late)?.map(|_| ())
 }
 
 /// The owner's word: this one stays, and the others of its name go, unless a node has or had them.
@@ -224,7 +234,11 @@ pub async fn keep(fleet: &Fleet, id: &Id) -> Result<(), Status> {
     if !existing.iter().any(|found| found.id == *id) {
         return Err(Status::not_found(format!("the volume {id} is on no host that can be asked now")));
     }
-    remove_others(fleet, &answers, &existing, *id).await
+    remove_others(fleet, &answers, &existing, *id).await?;
+    for deleted in answers.deleted() {
+        asked(fleet, &answers, deleted, deleted.passed_over.clone()).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
