@@ -25,8 +25,8 @@ use cistern::domain::{Key, Kind};
 use eyes::Seen;
 use fleet::{CONTROLLERS, Fleet, HOSTS, SPARE};
 use relay::Flow;
-use support::lab::tail;
 use support::dice::Dice;
+use support::lab::tail;
 
 /// How many names have a caller.
 const NAMES: usize = 5;
@@ -67,13 +67,9 @@ fn scenario(seed: u64) -> Result<(), String> {
     });
     outcome.map_err(|why| {
         let seen = fleet.look();
-        let disks: Vec<String> =
-            seen.iter().map(|one| format!("{} {} {}", one.name, one.key, one.brief())).collect();
-        let logs: Vec<String> = HOSTS
-            .iter()
-            .chain(&CONTROLLERS)
-            .map(|who| format!("--- {who}\n{}", tail(&fleet.log(who), 150)))
-            .collect();
+        let disks: Vec<String> = seen.iter().map(|one| format!("{} {} {}", one.name, one.key, one.brief())).collect();
+        let logs: Vec<String> =
+            HOSTS.iter().chain(&CONTROLLERS).map(|who| format!("--- {who}\n{}", tail(&fleet.log(who), 150))).collect();
         format!("{why}\n--- story\n{}\n--- disks\n{}\n{}", log.story(), disks.join("\n"), logs.join("\n"))
     })
 }
@@ -161,7 +157,13 @@ fn start_host(fleet: &Fleet, log: &Log, host: &str) {
 }
 
 /// One pair's network is broken, or drags, or one way of it is held back.
-fn flow<'a>(fleet: &'a Fleet, log: &'a Log, dice: &mut Dice, controller: usize, host: &'static str) -> Box<dyn FnOnce() + 'a> {
+fn flow<'a>(
+    fleet: &'a Fleet,
+    log: &'a Log,
+    dice: &mut Dice,
+    controller: usize,
+    host: &'static str,
+) -> Box<dyn FnOnce() + 'a> {
     let flows = [Flow::Passes, Flow::Stalls, Flow::Drags];
     let relay = fleet.relay(controller, host);
     if dice.below(3) == 0 {
@@ -276,7 +278,8 @@ impl Owner {
                 continue;
             }
             let ready = of.iter().find(|one| one.state == "ready");
-            let (Some(ready), Some((_, belief))) = (ready, log.beliefs().remove(&ready.map_or("", |one| &one.name).to_owned()))
+            let (Some(ready), Some((_, belief))) =
+                (ready, log.beliefs().remove(&ready.map_or("", |one| &one.name).to_owned()))
             else {
                 continue;
             };
@@ -365,6 +368,62 @@ fn listed(fleet: &Fleet, controller: usize) -> Result<Vec<String>, String> {
     }
     ids.sort();
     Ok(ids)
+}
+
+// --- rules that a seed has once found broken
+
+/// Both controllers reach these hosts, and no others.
+fn only(fleet: &Fleet, reached: &[&str]) {
+    for (controller, host) in (0..2).flat_map(|controller| HOSTS.map(|host| (controller, host))) {
+        fleet.relay(controller, host).break_off(!reached.contains(&host));
+    }
+}
+
+/// Asks until it is made, as a sidecar does.
+fn create(fleet: &Fleet, name: &str) -> String {
+    support::eventually("the volume is made", || {
+        let csi = support::Csi::try_connect(&fleet.controller_socket(0))?;
+        let mut volume = support::Volume::block(name, 4 * support::client::MIB);
+        csi.create(&mut volume).ok().map(|made| made.volume_id)
+    })
+}
+
+fn record(fleet: &Fleet, id: &str) -> Option<Seen> {
+    fleet.look().into_iter().find(|seen| seen.id() == id)
+}
+
+#[test]
+fn a_volume_that_is_made_again_on_the_same_host_keeps_its_own_list() {
+    let fleet = Fleet::start();
+    only(&fleet, &["a"]);
+    let id = create(&fleet, "n");
+    delete(&fleet, &id).unwrap();
+    assert_eq!(record(&fleet, &id).unwrap().state, "deleted");
+    assert_eq!(create(&fleet, "n"), id);
+    let again = record(&fleet, &id).unwrap();
+    assert_eq!((again.state.as_str(), again.passed_over), ("ready", vec!["b".to_owned(), "c".into(), "d".into()]));
+}
+
+#[test]
+fn a_host_whose_disk_is_away_is_not_sure_of_a_name() {
+    let fleet = Fleet::start();
+    only(&fleet, &["a"]);
+    let first = create(&fleet, "n");
+    // the disk goes to a host that nobody reaches yet, and the old one comes back without its pool
+    only(&fleet, &[]);
+    assert!(fleet.move_disk("a", SPARE, true, false));
+    fleet.start_host("a");
+    only(&fleet, &["a", "b", "c"]);
+    let second = create(&fleet, "n");
+    assert_ne!(first, second);
+    let passed_over = record(&fleet, &second).unwrap().passed_over;
+    assert!(passed_over.contains(&"a".to_owned()) && passed_over.contains(&"d".to_owned()), "{passed_over:?}");
+    // when it is there, it has the one that was never granted and made again since
+    only(&fleet, &HOSTS);
+    support::eventually("the volume answered last is alone, and nothing is to be settled", || {
+        let left = fleet.look();
+        matches!(left.as_slice(), [one] if one.id() == second && one.passed_over.is_empty()).then_some(())
+    });
 }
 
 // --- how it is run

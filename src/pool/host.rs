@@ -14,8 +14,8 @@ use super::store::{self, Store, StoreError, Surroundings};
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::{Key, MediumSpec, NodeName, PoolName, PoolSpec, StoreId};
-use crate::medium::{self, Medium};
 use crate::medium::dir::Dir;
+use crate::medium::{self, Medium};
 use crate::share::local::LocalTarget;
 
 /// A machine in its role of serving stores.

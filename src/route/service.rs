@@ -17,8 +17,8 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tower::Service;
 
-use super::fleet::Fleet;
 use super::create::Waiting;
+use super::fleet::Fleet;
 use super::forward::{RawCodec, forward, is_of_the_way};
 use super::inventory::{Snapshot, Volume};
 use super::link::Link;

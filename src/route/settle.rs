@@ -133,7 +133,10 @@ async fn settle(fleet: &Fleet, key: &Key) -> Result<Option<String>, Status> {
     tell_who_was_asked(fleet, &answers).await?;
     let left_over = |one: &&Found| answers.deleted().any(|deleted| may_be_left_over(one, deleted));
     Ok(answers.existing().find(left_over).map(|one| {
-        format!("{} may be wanted, or be left over from before its name was deleted elsewhere: its owner must choose", one.id)
+        format!(
+            "{} may be wanted, or be left over from before its name was deleted elsewhere: its owner must choose",
+            one.id
+        )
     }))
 }
 
@@ -181,8 +184,7 @@ async fn remove_after_deletion(fleet: &Fleet, answers: &Answers) -> Result<(), S
 async fn tell_who_was_asked(fleet: &Fleet, answers: &Answers) -> Result<(), Status> {
     for one in answers.deleted() {
         // a grant says that it is wanted
-        let unwanted =
-            |host: &NodeName| answers.existing().any(|other| is_of(other, host) && other.generation == 0);
+        let unwanted = |host: &NodeName| answers.existing().any(|other| is_of(other, host) && other.generation == 0);
         asked(fleet, answers, one, sure(answers, one).filter(|host| !unwanted(host)).collect()).await?;
     }
     for one in answers.existing() {

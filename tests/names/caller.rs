@@ -132,7 +132,11 @@ impl<'a> Caller<'a> {
     }
 
     /// One call through one of the controllers.
-    fn call<T, F>(&mut self, what: &str, make: impl FnOnce(ControllerClient<Channel>, Duration) -> F) -> Result<T, Status>
+    fn call<T, F>(
+        &mut self,
+        what: &str,
+        make: impl FnOnce(ControllerClient<Channel>, Duration) -> F,
+    ) -> Result<T, Status>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {

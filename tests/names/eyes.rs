@@ -71,7 +71,18 @@ pub fn look_into(slot: &str, pool: &Path) -> Option<Vec<Seen>> {
         let image = images.join(&key);
         let (slot, store, has_image) = (slot.to_owned(), store.clone(), image.exists());
         let (state, name, made_on) = (String::new(), String::new(), String::new());
-        seen.push(Seen { slot, store, key, state, name, generation: 0, made_on, passed_over: vec![], has_image, image });
+        seen.push(Seen {
+            slot,
+            store,
+            key,
+            state,
+            name,
+            generation: 0,
+            made_on,
+            passed_over: vec![],
+            has_image,
+            image,
+        });
     }
     Some(seen)
 }
@@ -107,11 +118,12 @@ pub fn briefs(of: &[&Seen]) -> String {
 pub fn is_owners_choice(of: &[&Seen]) -> bool {
     let there: Vec<&&Seen> = of.iter().filter(|one| one.state == "ready" || one.state == "deleted").collect();
     let ready = there.iter().filter(|one| one.state == "ready").count();
-    let passed = |one: &Seen, other: &Seen| {
-        one.passed_over.iter().any(|host| *host == other.slot || *host == other.made_on)
-    };
+    let passed =
+        |one: &Seen, other: &Seen| one.passed_over.iter().any(|host| *host == other.slot || *host == other.made_on);
     let mutual = |one: &Seen, other: &Seen| passed(one, other) && passed(other, one);
     let pairs = there.iter().enumerate().flat_map(|(at, one)| there[at + 1..].iter().map(move |other| (one, other)));
-    ready >= 1 && there.len() > 1 && there.iter().all(|one| one.state == "deleted" || one.generation == 0)
+    ready >= 1
+        && there.len() > 1
+        && there.iter().all(|one| one.state == "deleted" || one.generation == 0)
         && pairs.clone().any(|(one, other)| mutual(one, other))
 }

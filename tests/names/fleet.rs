@@ -84,7 +84,9 @@ impl Fleet {
             fleet.start_controller(controller);
         }
         for host in HOSTS.into_iter().filter(|host| *host != SPARE) {
-            support::eventually("the host's store is there", || fleet.disk(host).join("store.json").exists().then_some(()));
+            support::eventually("the host's store is there", || {
+                fleet.disk(host).join("store.json").exists().then_some(())
+            });
         }
         fleet
     }
