@@ -370,6 +370,62 @@ fn listed(fleet: &Fleet, controller: usize) -> Result<Vec<String>, String> {
     Ok(ids)
 }
 
+// --- rules that a seed has once found broken
+
+/// Both controllers reach these hosts, and no others.
+fn only(fleet: &Fleet, reached: &[&str]) {
+    for (controller, host) in (0..2).flat_map(|controller| HOSTS.map(|host| (controller, host))) {
+        fleet.relay(controller, host).break_off(!reached.contains(&host));
+    }
+}
+
+/// Asks until it is made, as a sidecar does.
+fn create(fleet: &Fleet, name: &str) -> String {
+    support::eventually("the volume is made", || {
+        let csi = support::Csi::try_connect(&fleet.controller_socket(0))?;
+        let mut volume = support::Volume::block(name, 4 * support::client::MIB);
+        csi.create(&mut volume).ok().map(|made| made.volume_id)
+    })
+}
+
+fn record(fleet: &Fleet, id: &str) -> Option<Seen> {
+    fleet.look().into_iter().find(|seen| seen.id() == id)
+}
+
+#[test]
+fn a_volume_that_is_made_again_on_the_same_host_keeps_its_own_list() {
+    let fleet = Fleet::start();
+    only(&fleet, &["a"]);
+    let id = create(&fleet, "n");
+    delete(&fleet, &id).unwrap();
+    assert_eq!(record(&fleet, &id).unwrap().state, "deleted");
+    assert_eq!(create(&fleet, "n"), id);
+    let again = record(&fleet, &id).unwrap();
+    assert_eq!((again.state.as_str(), again.passed_over), ("ready", vec!["b".to_owned(), "c".into(), "d".into()]));
+}
+
+#[test]
+fn a_host_whose_disk_is_away_is_not_sure_of_a_name() {
+    let fleet = Fleet::start();
+    only(&fleet, &["a"]);
+    let first = create(&fleet, "n");
+    // the disk goes to a host that nobody reaches yet, and the old one comes back without its pool
+    only(&fleet, &[]);
+    assert!(fleet.move_disk("a", SPARE, true, false));
+    fleet.start_host("a");
+    only(&fleet, &["a", "b", "c"]);
+    let second = create(&fleet, "n");
+    assert_ne!(first, second);
+    let passed_over = record(&fleet, &second).unwrap().passed_over;
+    assert!(passed_over.contains(&"a".to_owned()) && passed_over.contains(&"d".to_owned()), "{passed_over:?}");
+    // when it is there, it has the one that was never granted and made again since
+    only(&fleet, &HOSTS);
+    support::eventually("the volume answered last is alone, and nothing is to be settled", || {
+        let left = fleet.look();
+        matches!(left.as_slice(), [one] if one.id() == second && one.passed_over.is_empty()).then_some(())
+    });
+}
+
 // --- how it is run
 
 /// The commit chooses what is tried this time: all comes by turns.
