@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod far;
 pub mod fleet;
 pub mod inventory;
 pub mod lab;
@@ -18,7 +19,7 @@ pub mod server;
 pub use client::{Csi, Volume};
 pub use inventory::Inventory;
 pub use lab::{Host, Lab};
-pub use names::{steps, syncs};
+pub use names::{seed_of_commit, steps, syncs};
 pub use place::{Place, run};
 pub use rights::may_grow_ext4;
 pub use server::{Server, Setting};
