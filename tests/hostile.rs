@@ -257,16 +257,20 @@ fn a_store_that_its_owner_gave_up_is_gone() {
 fn a_server_that_stops_leaves_the_next_ones_socket() {
     let (place, config, mut server) = on("xfs");
     support::signal(server.pid(), rustix::process::Signal::TERM);
+    let served = server.log().matches(": serving").count();
     let mut next = loop {
         // until the first has let go of the data directory the second is refused
         let mut next = Server::begin(&place, &config);
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        if !next.has_ended() {
+        let has_ended = eventually("the next one serves or ends", || match next.has_ended() {
+            true => Some(true),
+            false => (next.log().matches(": serving").count() > served).then_some(false),
+        });
+        if !has_ended {
             break next;
         }
     };
     eventually("the first has ended", || server.has_ended().then_some(()));
-    eventually("the next one serves", || support::Csi::try_connect(&next.socket));
+    eventually("the next one serves", || support::Csi::try_connect(&next.socket()));
     assert!(next.stop().success());
 }
 

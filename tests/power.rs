@@ -14,7 +14,7 @@ use support::client::MIB;
 use support::cut::{Cut, Ground};
 use support::lab::tail;
 use support::life::{Content, Life};
-use support::{Dice, Host, Lab, Volume, steps, syncs};
+use support::{Dice, Host, Lab, Volume, seed_of_commit, steps, syncs};
 
 /// About so many deeds a life has.
 const DEEDS: usize = 84;
@@ -205,13 +205,6 @@ fn live_all(rows: impl IntoIterator<Item = (u64, Row)>) {
         let outcome = row.live(&lab.host("a"));
         println!("seed {seed}: {outcome:?}, {} ms", begun.elapsed().as_millis());
     }
-}
-
-/// The commit chooses what is tried this time: all comes by turns.
-fn seed_of_commit() -> u64 {
-    let commit = support::run(&["git", "-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"]);
-    println!("rows and seeds in turn, chosen by commit {commit}");
-    u64::from_str_radix(&commit[..8], 16).unwrap()
 }
 
 #[test]

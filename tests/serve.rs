@@ -37,7 +37,7 @@ fn the_socket_is_roots_alone_and_a_live_one_is_refused() {
     assert!(server.socket().exists(), "a killed server leaves its socket");
     let mut next = Server::start(&place, &place.path("pools.yaml"));
     assert!(next.stop().success());
-    assert!(!next.socket.exists(), "a stopped server takes its socket with it");
+    assert!(!next.socket().exists(), "a stopped server takes its socket with it");
 }
 
 #[test]
@@ -436,7 +436,8 @@ fn people_see_what_is_there() {
     csi.create(&mut volume).unwrap();
     csi.snapshot_when_ready(&volume, "snap-1").unwrap();
     let cistern = |args: &[&str]| {
-        let socket = server.socket().to_str().unwrap();
+        let socket = server.socket();
+        let socket = socket.to_str().unwrap();
         run(&[&[env!("CARGO_BIN_EXE_cistern")], args, &["--endpoint", socket]].concat())
     };
     let volumes: serde_json::Value = serde_json::from_str(&cistern(&["volume", "ls"])).unwrap();
@@ -453,7 +454,8 @@ fn people_see_what_is_there() {
     // a device over a piece that nobody was given
     let piece = place.pool_directory().join("images").join(volume.id.split('/').next_back().unwrap());
     let device = run(&["losetup", "--find", "--show", piece.to_str().unwrap()]);
-    let socket = server.socket().to_str().unwrap();
+    let socket = server.socket();
+    let socket = socket.to_str().unwrap();
     let doctor = Command::new(env!("CARGO_BIN_EXE_cistern")).args(["doctor", "--endpoint", socket]).output().unwrap();
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(!doctor.status.success() && said.contains(&format!("losetup --detach {}", device.trim())), "{said}");

@@ -60,21 +60,33 @@ fn troubles(args: &PeopleArgs) -> Vec<Finding> {
     let answer = match ask(args, DescribeRequest { volumes: true, snapshots: false }) {
         Ok(answer) => answer,
         Err(error) => {
-            return vec![Finding { what: error.to_string(), mend: "cistern serve".to_owned() }];
+            let mend = "start the server of this machine: cistern serve, host, node or controller".to_owned();
+            return vec![Finding { what: error.to_string(), mend }];
         }
     };
-    let mut findings = orphans(&answer);
+    // a controller answers for other machines, and theirs are not the loop devices here
+    let mut findings = if answer.host.is_empty() { Vec::new() } else { orphans(&answer) };
     for pool in answer.pools {
-        if !pool.down.is_empty() {
-            let mend = format!("mend the cause below {}; the server tries again by itself", pool.place);
-            findings.push(Finding { what: format!("pool {} is down: {}", pool.name, pool.down), mend });
+        let (its, place) = (format!("pool {} on host {}", pool.name, pool.host), &pool.place);
+        match pool.down.is_empty() {
+            true => {}
+            // of a host that was never seen nothing but that is known
+            false if pool.name.is_empty() => {
+                let mend = format!("start cistern on host {}; the controller tries again by itself", pool.host);
+                findings.push(Finding { what: pool.down.clone(), mend });
+            }
+            false => {
+                let mend = format!("mend the cause below {place}; the server tries again by itself");
+                findings.push(Finding { what: format!("{its} is down: {}", pool.down), mend });
+            }
         }
         for trouble in pool.troubles {
             let mend = format!(
-                "look for {} below {}: give back what is missing, or move away what nobody knows, and start the server anew",
-                trouble.key, pool.place
+                "look for {} below {place}: give back what is missing, or move away what nobody knows, and start the server \
+                 anew",
+                trouble.key
             );
-            findings.push(Finding { what: format!("pool {}: {}: {}", pool.name, trouble.key, trouble.what), mend });
+            findings.push(Finding { what: format!("{its}: {}: {}", trouble.key, trouble.what), mend });
         }
     }
     findings

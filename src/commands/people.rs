@@ -62,6 +62,7 @@ fn or_dash(text: &str) -> String {
 #[serde(rename_all = "camelCase")]
 struct PoolEntry {
     name: String,
+    host: String,
     medium: String,
     share: String,
     place: String,
@@ -79,6 +80,7 @@ pub fn pools(args: &PeopleArgs) -> Done {
     let entry = |pool: internal::Pool| PoolEntry {
         troubles: pool.troubles.iter().map(|trouble| format!("{}: {}", trouble.key, trouble.what)).collect(),
         name: pool.name,
+        host: pool.host,
         medium: pool.medium,
         share: pool.share,
         place: pool.place,
@@ -91,7 +93,8 @@ pub fn pools(args: &PeopleArgs) -> Done {
     };
     let answer = ask(args, DescribeRequest::default())?;
     let entries: Vec<PoolEntry> = answer.pools.into_iter().map(entry).collect();
-    let header = ["NAME", "MEDIUM", "SHARE", "TOTAL", "FREE", "PROMISED", "AVAILABLE", "STATE", "STORE", "PLACE"];
+    let header =
+        ["NAME", "HOST", "MEDIUM", "SHARE", "TOTAL", "FREE", "PROMISED", "AVAILABLE", "STATE", "STORE", "PLACE"];
     print(args, &header, &entries, |pool| {
         let state = match (pool.down.is_empty(), pool.troubles.len()) {
             (false, _) => format!("down: {}", pool.down),
@@ -100,8 +103,9 @@ pub fn pools(args: &PeopleArgs) -> Done {
         };
         let sizes = [pool.total_bytes, pool.free_bytes, pool.promised_bytes, pool.available_bytes].map(size::show);
         let [total, free, promised, available] = sizes;
-        let (name, medium, share) = (pool.name.clone(), pool.medium.clone(), pool.share.clone());
-        vec![name, medium, share, total, free, promised, available, state, or_dash(&pool.store), pool.place.clone()]
+        let [name, host, medium, share, store, place] =
+            [&pool.name, &pool.host, &pool.medium, &pool.share, &pool.store, &pool.place].map(|text| or_dash(text));
+        vec![name, host, medium, share, total, free, promised, available, state, store, place]
     })
 }
 
@@ -111,6 +115,7 @@ struct VolumeEntry {
     id: String,
     name: String,
     pool: String,
+    host: String,
     size_bytes: u64,
     content: String,
     allocation: String,
@@ -124,6 +129,7 @@ pub fn volumes(args: &PeopleArgs) -> Done {
         id: volume.id,
         name: volume.name,
         pool: volume.pool,
+        host: volume.host,
         size_bytes: volume.size_bytes,
         content: volume.content,
         allocation: volume.allocation,
@@ -132,11 +138,11 @@ pub fn volumes(args: &PeopleArgs) -> Done {
     };
     let answer = ask(args, DescribeRequest { volumes: true, snapshots: false })?;
     let entries: Vec<VolumeEntry> = answer.volumes.into_iter().map(entry).collect();
-    print(args, &["NAME", "POOL", "SIZE", "CONTENT", "ALLOCATION", "NODES", "ID"], &entries, |volume| {
+    print(args, &["NAME", "POOL", "HOST", "SIZE", "CONTENT", "ALLOCATION", "NODES", "ID"], &entries, |volume| {
         let nodes = or_dash(&volume.nodes.join(" "));
-        let (name, pool) = (volume.name.clone(), volume.pool.clone());
+        let (name, pool, host) = (volume.name.clone(), volume.pool.clone(), volume.host.clone());
         let (content, allocation) = (volume.content.clone(), volume.allocation.clone());
-        vec![name, pool, size::show(volume.size_bytes), content, allocation, nodes, volume.id.clone()]
+        vec![name, pool, host, size::show(volume.size_bytes), content, allocation, nodes, volume.id.clone()]
     })
 }
 
@@ -146,6 +152,7 @@ struct SnapshotEntry {
     id: String,
     name: String,
     pool: String,
+    host: String,
     size_bytes: u64,
     volume: String,
     created_seconds: i64,
@@ -159,6 +166,7 @@ pub fn snapshots(args: &PeopleArgs) -> Done {
         id: snapshot.id,
         name: snapshot.name,
         pool: snapshot.pool,
+        host: snapshot.host,
         size_bytes: snapshot.size_bytes,
         volume: snapshot.volume,
         created_seconds: snapshot.created_seconds,
@@ -167,13 +175,13 @@ pub fn snapshots(args: &PeopleArgs) -> Done {
     };
     let answer = ask(args, DescribeRequest { volumes: false, snapshots: true })?;
     let entries: Vec<SnapshotEntry> = answer.snapshots.into_iter().map(entry).collect();
-    print(args, &["NAME", "POOL", "SIZE", "STATE", "VOLUME", "ID"], &entries, |snapshot| {
+    print(args, &["NAME", "POOL", "HOST", "SIZE", "STATE", "VOLUME", "ID"], &entries, |snapshot| {
         let state = match snapshot.ready {
             true => "ready".to_owned(),
             false => format!("copying, {} done", size::show(snapshot.copied_bytes)),
         };
-        let (name, pool, volume) = (snapshot.name.clone(), snapshot.pool.clone(), snapshot.volume.clone());
-        vec![name, pool, size::show(snapshot.size_bytes), state, volume, snapshot.id.clone()]
+        let (name, pool, host) = (snapshot.name.clone(), snapshot.pool.clone(), snapshot.host.clone());
+        vec![name, pool, host, size::show(snapshot.size_bytes), state, snapshot.volume.clone(), snapshot.id.clone()]
     })
 }
 

@@ -16,7 +16,7 @@ use crate::proto::internal::{DescribeRequest, DescribeResponse, KeepRequest};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers.
-    #[error("no cistern answers on {} (is `cistern serve` running? --endpoint names its socket)", socket.display())]
+    #[error("no cistern answers on {} (is a server running? --endpoint names its socket)", socket.display())]
     Connect {
         /// The socket.
         socket: PathBuf,

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tonic::Status;
 
-use super::inventory::{Inventory, Owner};
+use super::inventory::{Inventory, Owner, PoolView};
 use super::link::{self, Link, Standing};
 use super::placement;
 use crate::config;
@@ -207,6 +207,12 @@ impl Fleet {
         let candidate = |link: Arc<Link>| {
             let known = inventory.pool(&link.name, pool);
             let standing = match (link.standing(), known) {
+                // a store that others claim too is nobody's, and stays so until its owner has said whose it is
+                (Standing::Here { .. }, Some(PoolView { store: Some(store), .. }))
+                    if !inventory.has_store(&link.name, store) =>
+                {
+                    placement::Standing::Away { since: Duration::MAX }
+                }
                 (Standing::Here { .. }, Some(view)) => match &view.down {
                     None => placement::Standing::Here { available: view.available },
                     Some((since, _)) => placement::Standing::Away { since: since.elapsed() },

@@ -133,7 +133,7 @@ impl Played {
             claim = Uuid::from_random(random()).to_string();
             state.claims.insert(asked.key.clone(), claim.clone());
         }
-        internal::FindResponse { found: found.into_iter().collect(), claim, unsure_pools: Vec::new() }
+        internal::FindResponse { found: found.into_iter().collect(), claim, ..Default::default() }
     }
 
     fn settle(&self, asked: internal::SettleRequest) -> Result<(), Status> {

@@ -184,6 +184,18 @@ impl Csi {
         NodeClient::new(self.channel.clone())
     }
 
+    /// A call of the Controller service with a codec of the test's own.
+    pub fn call<C>(&self, path: &str, codec: C, message: C::Encode) -> Result<C::Decode, Status>
+    where
+        C: tonic::codec::Codec<Encode: Sync + 'static, Decode: Sync + 'static>,
+    {
+        let mut grpc = tonic::client::Grpc::new(self.controller.clone());
+        self.wait(async {
+            grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+            grpc.unary(request(message), path.parse().unwrap(), codec).await
+        })
+    }
+
     /// Waits for a call that a test made itself.
     pub fn block_on<T>(&self, call: impl Future<Output = T>) -> T {
         self.runtime.block_on(call)
@@ -378,18 +390,16 @@ pub fn topology(host: &str) -> csi::Topology {
     csi::Topology { segments: [("topology.cistern.dev/host".to_owned(), host.to_owned())].into() }
 }
 
-/// Whether a server answers on this socket, whatever it serves there. On a thread of its own: a test may be async.
+/// Whether a server answers on this socket, whatever it serves there.
 pub fn answers(socket: &Path) -> bool {
-    std::thread::scope(|scope| scope.spawn(|| probe(socket)).join().unwrap())
-}
-
-fn probe(socket: &Path) -> bool {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let probed = runtime.block_on(async {
+    let probe = async {
         let channel = cistern::peer::channel(socket).await.ok()?;
         Some(IdentityClient::new(channel).probe(request(csi::ProbeRequest {})).await)
-    });
-    probed.is_some_and(|probed| probed.is_ok() || probed.is_err_and(|status| status.code() == Code::Unimplemented))
+    };
+    let ask = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(probe);
+    // the caller may be in a runtime of its own
+    let probed = std::thread::scope(|scope| scope.spawn(ask).join().unwrap());
+    probed.is_some_and(|probed| probed.map_or_else(|status| status.code() == Code::Unimplemented, |_| true))
 }
 
 fn request<T>(message: T) -> Request<T> {

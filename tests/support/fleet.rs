@@ -1,6 +1,7 @@
 //! A fleet of a test's own on this machine: hosts that listen on loopback, a controller, their certificates, hosts.yaml.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,7 @@ use cistern::domain::Role;
 use cistern::peer::Client;
 use cistern::proto::internal::{DescribeRequest, DescribeResponse, Pool};
 
+use super::far::Far;
 use super::machine::{Machine, Process, Runs};
 use super::peers::Pki;
 use super::{Csi, eventually};
@@ -103,31 +105,48 @@ impl Controller {
 
     /// Writes hosts.yaml with this text.
     pub fn write_text(&self, text: &str) {
-        let (new, path) = (self.directory.join("hosts.yaml.new"), self.hosts_yaml());
+        let (new, path) = (self.hosts_yaml().with_extension("new"), self.hosts_yaml());
         std::fs::write(&new, text).unwrap();
         std::fs::rename(&new, &path).unwrap();
     }
 
+    /// Beside its certificates, where it is seen wherever the controller runs.
     fn hosts_yaml(&self) -> PathBuf {
-        self.directory.join("hosts.yaml")
+        self.tls.join("hosts.yaml")
     }
 
     // --- the process
 
-    /// Starts it, and waits until it answers on its socket.
+    /// Starts it, and waits until it answers on its socket: in the lab's host `controller`, where there is one.
     pub fn begin(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cistern"));
-        command.args(["controller", "--log", "info,cistern=debug"]).args(&self.arguments);
-        command.arg("--config").arg(self.hosts_yaml()).arg("--tls").arg(&self.tls);
-        command.arg("--endpoint").arg(format!("unix://{}", self.socket().display()));
-        self.process = Some(Process::start(&mut command, &self.directory.join("controller.log")));
-        let socket = self.socket();
+        let (socket, log) = (self.socket(), self.directory.join("controller.log"));
+        self.process = Some(match Far::host("controller") {
+            None => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_cistern"));
+                Process::start(command.args(self.arguments(&socket)), &log)
+            }
+            Some(far) => {
+                let there = Path::new("/run").join(self.tls.strip_prefix("/").unwrap()).join("controller.sock");
+                Process::start_far(&far, &self.tls, &self.arguments(&there), Some((&socket, &there)), &log)
+            }
+        });
         let process = self.process();
         eventually("the controller answers", || {
             let ended = process.ended();
             assert!(ended.is_none(), "the controller has ended: {ended:?}\n{}", process.log());
             super::client::answers(&socket).then_some(())
         });
+    }
+
+    fn arguments(&self, socket: &Path) -> Vec<String> {
+        let own = [
+            ("--log", "info,cistern=debug".to_owned()),
+            ("--config", self.hosts_yaml().display().to_string()),
+            ("--tls", self.tls.display().to_string()),
+            ("--endpoint", format!("unix://{}", socket.display())),
+        ];
+        let own = own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        ["controller".to_owned()].into_iter().chain(own).chain(self.arguments.iter().cloned()).collect()
     }
 
     /// Starts it, and waits until it has heard of all hosts, or found them away.
@@ -216,4 +235,25 @@ pub fn host(name: &str, directory: PathBuf, config: Option<&Path>, pki: &Pki) ->
 /// A node that is a host of the fleet too.
 pub fn node(name: &str, directory: PathBuf, config: Option<&Path>, pki: &Pki) -> Machine {
     Machine::peer(name, Runs::NodeAndHost, directory, config, pki.machine(name, &[Role::Host, Role::Node]))
+}
+
+/// A host in the lab's host `other`, whose pool of this name is there too.
+pub fn far_host(far: &Far, name: &str, pool: &str, directory: &Path, pki: &Pki) -> (Process, SocketAddr) {
+    let tls = pki.machine(name, &[Role::Host]);
+    let address = SocketAddr::from((far.address(), 7443));
+    let its = Path::new("/var/tmp").join(tls.strip_prefix("/").unwrap());
+    let pools = tls.join("pools.yaml");
+    let path = its.join("pool");
+    std::fs::write(&pools, format!("pools: [{{ name: {pool}, dir: {{ path: {} }} }}]", path.display())).unwrap();
+    let flags = [
+        ("--node-id", name.to_owned()),
+        ("--listen", address.to_string()),
+        ("--tls", tls.display().to_string()),
+        ("--config", pools.display().to_string()),
+        ("--data", its.join("data").display().to_string()),
+        ("--endpoint", format!("unix://{}", its.join("csi.sock").display())),
+    ];
+    let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+    let arguments: Vec<String> = ["host".to_owned()].into_iter().chain(flags).collect();
+    (Process::start_far(far, &tls, &arguments, None, &directory.join("other.log")), address)
 }

@@ -456,6 +456,6 @@ fn succeeded(what: &str, done: Output) -> String {
 }
 
 /// A word as a shell takes it: whole.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -9,12 +9,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::Signal;
 
+use super::far::{self, Far};
 use super::{Csi, eventually};
 
 /// A process of cistern's with a log, killed when the test ends.
 pub struct Process {
     child: Child,
     log: PathBuf,
+    /// The host of the lab that it runs in, if not in this one, and the file with its number there.
+    far: Option<(Far, PathBuf)>,
 }
 
 impl Process {
@@ -22,11 +25,23 @@ impl Process {
     pub fn start(command: &mut Command, log: &Path) -> Process {
         let output = File::options().create(true).append(true).open(log).unwrap();
         command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        Process { child: command.spawn().unwrap(), log: log.to_owned() }
+        Process { child: command.spawn().unwrap(), log: log.to_owned(), far: None }
+    }
+
+    /// Starts cistern in another host of the lab; its number there is written beside its certificates, and `way` is a
+    /// socket here that leads to one there.
+    pub fn start_far(far: &Far, tls: &Path, arguments: &[String], way: Option<(&Path, &Path)>, log: &Path) -> Process {
+        let number = tls.join("process");
+        let mut process = Process::start(&mut far.cistern(&number, arguments, way), log);
+        process.far = Some((far.clone(), number));
+        process
     }
 
     /// SIGKILL, and its end.
     pub fn kill(&mut self) {
+        if let Some((far, number)) = &self.far {
+            far.kill(number);
+        }
         let _ = self.child.kill();
         self.child.wait().unwrap();
     }
@@ -204,10 +219,11 @@ impl Machine {
     }
 }
 
-/// An address that no other test has: loopback is a whole network, and this process's number one of its addresses. The
+/// An address that no other test has: in a lab, where programs run one by one, this host's. Otherwise loopback is a whole network, and this process's number one of its addresses. The
 /// port is below those that the kernel gives to clients.
 fn own_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(10_000);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
-    SocketAddr::from(([127, 1 + high, middle, low], NEXT.fetch_add(1, Ordering::Relaxed)))
+    let address = far::own_address().unwrap_or([127, 1 + high, middle, low].into());
+    SocketAddr::from((address, NEXT.fetch_add(1, Ordering::Relaxed)))
 }

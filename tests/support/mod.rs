@@ -5,6 +5,7 @@
 pub mod client;
 pub mod cut;
 pub mod dice;
+pub mod far;
 pub mod fleet;
 pub mod inventory;
 pub mod lab;
@@ -21,7 +22,7 @@ pub use client::{Csi, Volume};
 pub use dice::Dice;
 pub use inventory::Inventory;
 pub use lab::{Host, Lab};
-pub use names::{steps, syncs};
+pub use names::{seed_of_commit, steps, syncs};
 pub use place::{Place, run};
 pub use rights::may_grow_ext4;
 pub use server::{Server, Setting};

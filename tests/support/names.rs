@@ -1,5 +1,5 @@
 //! Names that the code gives to its steps and to what it brings to a disk: tests take them from there, so that a new one is
-//! covered by itself.
+//! covered by itself; and what is tried in turn.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,4 +34,11 @@ fn named_in(words: &[&str]) -> Vec<String> {
         }
     }
     names.into_iter().collect()
+}
+
+/// The commit chooses what is tried this time: all comes by turns.
+pub fn seed_of_commit() -> u64 {
+    let commit = super::run(&["git", "-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"]);
+    println!("rows and seeds in turn, chosen by commit {commit}");
+    u64::from_str_radix(&commit[..8], 16).unwrap()
 }

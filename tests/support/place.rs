@@ -16,8 +16,13 @@ pub struct Place {
 impl Place {
     /// An empty directory on whatever file system temporary files are on.
     pub fn bare() -> Place {
+        Place::below(&std::env::temp_dir())
+    }
+
+    /// An empty directory below this one.
+    pub fn below(directory: &Path) -> Place {
         let number = PLACES.fetch_add(1, Ordering::Relaxed);
-        let root = std::env::temp_dir().join(format!("cistern-{}-{number}", std::process::id()));
+        let root = directory.join(format!("cistern-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&root).unwrap();
         Place { root: root.canonicalize().unwrap() }
     }

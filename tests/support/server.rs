@@ -1,10 +1,12 @@
 //! The server of a test: `cistern serve`, or a fleet that answers the same calls.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use super::far::Far;
 use super::fleet::{self, Controller};
-use super::machine::Machine;
+use super::machine::{Machine, Process};
 use super::peers::Pki;
 use super::{Csi, Place, eventually};
 
@@ -50,8 +52,28 @@ pub struct Server {
 struct Rest {
     controller: Controller,
     // these go with the server
-    _other: Machine,
+    _other: Other,
     _pki: Pki,
+}
+
+/// The second host, on this machine or, in a lab, on another.
+enum Other {
+    Here { _machine: Machine },
+    There { _process: Process },
+}
+
+/// Starts the second host, which has a pool `other`.
+fn start_other(place: &Place, pki: &Pki) -> (Other, SocketAddr) {
+    if let Some(far) = Far::host("other") {
+        let (process, address) = fleet::far_host(&far, "other", "other", &place.path(""), pki);
+        return (Other::There { _process: process }, address);
+    }
+    let (pools, path) = (place.path("other.yaml"), place.path("disk/other"));
+    std::fs::write(&pools, format!("pools: [{{ name: other, dir: {{ path: {} }} }}]", path.display())).unwrap();
+    let mut machine = fleet::host("other", place.path("other"), Some(&pools), pki);
+    machine.start();
+    let address = machine.address;
+    (Other::Here { _machine: machine }, address)
 }
 
 impl Server {
@@ -88,19 +110,15 @@ impl Server {
         let pki = Pki::new();
         let own = config.filter(|_| setting == Setting::Fleet);
         let machine = fleet::node(NAME, directory.clone(), own, &pki);
-        let other_pools = place.path("other.yaml");
-        let other_path = place.path("disk/other");
-        std::fs::write(&other_pools, format!("pools: [{{ name: other, dir: {{ path: {} }} }}]", other_path.display()))
-            .unwrap();
-        let mut other = fleet::host("other", place.path("other"), Some(&other_pools), &pki);
-        other.start();
+        let (other, address) = start_other(place, &pki);
         let mut controller = Controller::new(directory, &pki);
         controller.add(&machine);
-        controller.add(&other);
+        controller.add_at("other", &address.to_string());
         if setting == Setting::Brought {
             controller.set_pools(config.map(brought).as_deref());
         }
         controller.start();
+        controller.wait_for("other");
         Server { machine, rest: Some(Rest { controller, _other: other, _pki: pki }) }
     }
 
