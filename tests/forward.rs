@@ -140,6 +140,13 @@ impl host_server::Host for Idle {
         Ok(Response::new(internal::FindResponse { claim, ..Default::default() }))
     }
 
+    async fn confirm(
+        &self,
+        _: Request<internal::ConfirmRequest>,
+    ) -> Result<Response<internal::ConfirmResponse>, Status> {
+        Ok(Response::new(internal::ConfirmResponse { newest: true }))
+    }
+
     async fn describe(
         &self,
         _: Request<internal::DescribeRequest>,

@@ -16,11 +16,10 @@ use cistern::proto::csi::v1::volume_capability::access_mode::Mode;
 use rustix::process::Signal;
 use support::client::MIB;
 use support::fleet::{self, Controller};
-use support::life::Dice;
 use support::machine::Machine;
 use support::peers::Pki;
 use support::server::STEP_FAILED;
-use support::{Csi, Place, Server, Setting, Volume, eventually, seed_of_commit, steps};
+use support::{Csi, Dice, Place, Server, Setting, Volume, eventually, seed_of_commit, steps};
 use tonic::{Code, Status};
 
 /// Steps that only a controller leads to; with these a name has to be made twice, as in
