@@ -18,7 +18,7 @@ use cistern::peer::Tls;
 use cistern::proto::csi::v1 as csi;
 use csi::controller_client::ControllerClient;
 use simulation::controller::{Controller, create, request};
-use support::peers::{HostProcess, Pki, name};
+use support::peers::{Pki, name};
 use support::{Place, Volume};
 use tonic::transport::Channel;
 
@@ -28,7 +28,8 @@ const WARM_UP: usize = 200;
 
 fn main() {
     let (place, pki) = (Place::with("xfs", "4G"), Pki::new());
-    let host = HostProcess::start(&place, "host", &place.pool(""), &pki.machine("host", &[Role::Host]));
+    let mut host = support::fleet::host("host", place.path("host"), Some(&place.pool("")), &pki);
+    host.start();
     let hosts = pki.place.path("hosts.yaml");
     let line = format!("hosts: [{{ name: host, addresses: ['{}'] }}]\n", host.address);
     std::fs::write(&hosts, line).unwrap();

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -13,9 +12,6 @@ use super::inventory::Owner;
 use super::link::Link;
 use crate::domain::{Id, Key, Kind, NodeName, PoolName, StoreId};
 use crate::proto::internal;
-
-/// How long a question keeps its turn.
-const TURN: Duration = Duration::from_millis(200);
 
 /// What the hosts answered.
 #[derive(Debug, Default)]
@@ -159,8 +155,7 @@ async fn gather(fleet: &Fleet, answers: &mut Answers, links: Vec<Arc<Link>>, key
     }
 }
 
-/// Begins a question when its turn has come, and with it the host's time: how busy we are is no host's fault. One that waits
-/// for its answer soon gives its turn to the next, so that many hosts that hang are waited for together.
+/// Begins a question when its turn has come, and with it the host's time: how busy we are is no host's fault.
 async fn begin<T: Send + 'static>(
     fleet: &Fleet,
     asking: &mut JoinSet<T>,
@@ -168,15 +163,8 @@ async fn begin<T: Send + 'static>(
 ) {
     let turn = Arc::clone(&fleet.questions).acquire_owned().await;
     asking.spawn(async move {
-        tokio::pin!(question);
-        // cancel-safe: the question goes on below
-        match tokio::time::timeout(TURN, &mut question).await {
-            Ok(answered) => answered,
-            Err(_) => {
-                drop(turn);
-                question.await
-            }
-        }
+        let _turn = turn;
+        question.await
     });
 }
 

@@ -28,8 +28,9 @@ pub struct Patience {
     pub starting: Duration,
 }
 
-/// How many questions for names have their turn at once, over all hosts and all calls. Each name is asked of all hosts: without
-/// this, a few creates at once would miss the bound in this very process, and hosts be taken for away that are not.
+/// How many questions for names are under way at once, over all hosts and all calls. Each name is asked of all hosts: without
+/// this, a few creates at once would miss the bound in this very process, and hosts be taken for away that are not. The price:
+/// more hosts than these that begin to hang in one moment cost one create the bound for each so many of them.
 const QUESTIONS: usize = 256;
 
 /// The fleet.

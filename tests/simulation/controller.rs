@@ -145,7 +145,7 @@ impl Drop for Controller {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            let log = self.log();
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(40).collect();
             eprintln!("the end of the controller's log:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
