@@ -315,6 +315,7 @@ fn hosts_yaml_is_followed() {
     let b = &site.hosts["b"];
     site.controller.add_at("b", &b.address.to_string());
     eventually("b is back", || (ids(&csi) == both).then_some(()));
+    site.controller.wait_for("b");
     csi.delete(&on_b).unwrap();
 }
 
@@ -401,6 +402,25 @@ fn lists_have_pages_and_are_complete_while_a_host_is_away() {
     twin.add_at("b", &site.hosts["b"].address.to_string());
     twin.start();
     assert_eq!(pages(&twin.client(), 0).concat().len(), EACH);
+}
+
+#[test]
+fn what_was_answered_is_listed_at_once() {
+    let site = Site::of(&["a", "b"]);
+    std::thread::scope(|scope| {
+        for (worker, host) in ["a", "a", "b", "b"].into_iter().enumerate() {
+            let csi = site.client();
+            scope.spawn(move || {
+                for number in 0..50 {
+                    let mut volume = Volume::block(&format!("{worker}-{number}"), 4 * MIB).on(&[host]);
+                    csi.create(&mut volume).unwrap();
+                    let listed = csi.volumes();
+                    let is_it = |entry: &Entry| entry.volume.as_ref().unwrap().volume_id == volume.id;
+                    assert!(listed.iter().any(is_it), "{} is not among {}", volume.name, listed.len());
+                }
+            });
+        }
+    });
 }
 
 fn capacity(csi: &Csi, host: Option<&str>) -> csi::GetCapacityResponse {

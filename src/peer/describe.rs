@@ -7,6 +7,7 @@ use crate::pool::Host;
 use crate::pool::host::Pool;
 use crate::pool::record::{Origin, Record, Role, Volume};
 use crate::pool::records::{Entry, State};
+use crate::proto::internal::report::News;
 use crate::proto::internal::{self, Trouble};
 
 /// What is known of a pool without a look at its disk.
@@ -50,8 +51,19 @@ pub fn pool(host: &NodeName, pool: &Pool) -> internal::Pool {
     }
 }
 
+/// What a controller is told when something has changed under an id. While it is being made that is nothing: word that it is
+/// not there could arrive after the answer that it is.
+pub fn change(host: &Host, id: &Id) -> Option<News> {
+    let store = host.store(&id.store).ok();
+    let entry = store.and_then(|store| store.records().get(&id.key).ok().flatten());
+    if entry.is_some_and(|entry| entry.state == State::Making) {
+        return None;
+    }
+    Some(self::entry(host, id).unwrap_or_else(|| News::Gone(id.to_string())))
+}
+
 /// What stands under an id, if it is for others to know: what is being made, or removed, nobody knows of.
-pub fn entry(host: &Host, id: &Id) -> Option<internal::report::News> {
+pub fn entry(host: &Host, id: &Id) -> Option<News> {
     let store = host.store(&id.store).ok()?;
     let Entry { state, record } = store.records().get(&id.key).ok()??;
     let pool = store.pool.to_string();
@@ -59,11 +71,11 @@ pub fn entry(host: &Host, id: &Id) -> Option<internal::report::News> {
         (Kind::Volume, State::Ready | State::Deleted) => {
             let deleted = state == State::Deleted;
             let described = internal::Volume { pool, deleted, host: host.name().to_string(), ..volume(id, &record)? };
-            Some(internal::report::News::Volume(described))
+            Some(News::Volume(described))
         }
         (Kind::Snapshot, State::Ready) => {
             let described = internal::Snapshot { pool, host: host.name().to_string(), ..snapshot(id, &record)? };
-            Some(internal::report::News::Snapshot(described))
+            Some(News::Snapshot(described))
         }
         (Kind::Volume | Kind::Snapshot | Kind::Temporary, _) => None,
     }

@@ -45,7 +45,7 @@ async fn tell(host: Arc<Host>, sender: mpsc::Sender<Result<Reports, Status>>) {
         news.extend(told.look(&host, &watcher).await);
         let ids = watcher.take(ENTRIES);
         let ids_left = ids.len() == ENTRIES;
-        news.extend(ids.iter().map(|id| describe::entry(&host, id).unwrap_or_else(|| News::Gone(id.to_string()))));
+        news.extend(ids.iter().filter_map(|id| describe::change(&host, id)));
         if !is_whole && !ids_left {
             is_whole = true;
             news.push(News::Whole(Whole {}));

@@ -190,6 +190,9 @@ impl Fleet {
         let link = self.link(&host).ok_or_else(|| Status::unavailable(format!("host {host} is not in the fleet")))?;
         match link.standing() {
             Standing::Here { .. } => Ok(link),
+            Standing::Away { why, .. } if why.is_empty() => {
+                Err(Status::unavailable(format!("host {host} was not reached yet")))
+            }
             Standing::Away { why, .. } => Err(Status::unavailable(format!("host {host} cannot be reached: {why}"))),
         }
     }
