@@ -243,6 +243,10 @@ fn answer_to(method: &str) -> Bytes {
     match method {
         "CreateSnapshot" => and_more(&csi::CreateSnapshotResponse { snapshot: Some(cut("cut")) }),
         "GetSnapshot" => and_more(&csi::GetSnapshotResponse { snapshot: Some(cut("v")) }),
+        "ListSnapshots" => {
+            let entry = csi::list_snapshots_response::Entry { snapshot: Some(cut("v")) };
+            and_more(&csi::ListSnapshotsResponse { entries: vec![entry], ..Default::default() })
+        }
         _ => and_more(&csi::ControllerExpandVolumeResponse { capacity_bytes: GIB, node_expansion_required: true }),
     }
 }

@@ -278,8 +278,7 @@ impl Owner {
                 continue;
             }
             let ready = of.iter().find(|one| one.state == "ready");
-            let (Some(ready), Some((_, belief))) =
-                (ready, log.beliefs().remove(&ready.map_or("", |one| &one.name).to_owned()))
+            let (Some(ready), Some((_, belief))) = (ready, log.beliefs().remove(ready.map_or("", |one| &one.name)))
             else {
                 continue;
             };
@@ -363,7 +362,7 @@ fn listed(fleet: &Fleet, controller: usize) -> Result<Vec<String>, String> {
     let mut ids: Vec<String> = entries.into_iter().filter_map(|entry| entry.volume).map(|one| one.volume_id).collect();
     for id in &ids {
         let volume_id = id.clone();
-        let request = cistern::proto::csi::v1::ControllerGetVolumeRequest { volume_id, ..Default::default() };
+        let request = cistern::proto::csi::v1::ControllerGetVolumeRequest { volume_id };
         let found = csi.block_on(async { csi.controller().controller_get_volume(request).await });
         found.map_err(|status| format!("{id}: {status:?}"))?;
     }
