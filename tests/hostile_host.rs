@@ -229,7 +229,7 @@ fn what_was_made() {
             Box::new(move |_, made: Result<csi::Volume, tonic::Status>| made.map(&lie));
         stage.tell(what, Lies { created: Some(created), ..Lies::default() });
         let refused = stage.controller.create(&format!("lie-{what}"), Some(stage.liar())).unwrap_err();
-        assert_eq!(refused.code(), Code::Internal, "{what}: {refused}");
+        assert!([Code::Internal, Code::Unavailable].contains(&refused.code()), "{what}: {refused}");
         stage.is_listed_as(what, &before);
         stage.good_host_does_its_work(what);
     }
@@ -257,7 +257,7 @@ fn what_was_cut() {
         stage.tell(what, Lies { cut: Some(cut), ..Lies::default() });
         let of = stage.liar().volume_id("granted-1");
         let refused = stage.controller.snapshot(&of, &format!("lie-{what}")).unwrap_err();
-        assert_eq!(refused.code(), Code::Internal, "{what}: {refused}");
+        assert!([Code::Internal, Code::Unavailable].contains(&refused.code()), "{what}: {refused}");
         stage.good_host_does_its_work(what);
     }
 }
