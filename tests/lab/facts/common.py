@@ -35,12 +35,12 @@ def holds(claim, truth, seen=""):
     say(f"{claim} {f'({seen})' if seen else ''}")
 
 
-def until(what, condition, seconds=30):
-    """Waits for a condition, and answers what it became."""
+def until(what, condition, seconds=30, seen=lambda: ""):
+    """Waits for a condition, and answers what it became. If it does not come, `seen` says what there is instead."""
     end = time.time() + seconds
     while not (value := condition()):
         if time.time() > end:
-            fail(f"not within {seconds} s: {what}")
+            fail(f"not within {seconds} s: {what} {seen()}")
         time.sleep(0.1)
     return value
 
@@ -136,7 +136,7 @@ class Writer:
 
     def __init__(self, host, path, *more):
         Writer.count += 1
-        self.host, self.log = host, f"/tmp/writer{Writer.count}"
+        self.host, self.path, self.log = host, path, f"/tmp/writer{Writer.count}"
         host.sh(f"nohup {INSIDE}/writer {path} {self.log} {' '.join(more)} >/dev/null 2>&1 </dev/null & "
                 f"echo $! >{self.log}.pid")
 
@@ -151,7 +151,7 @@ class Writer:
     def goes_on(self, seconds=30):
         """Waits for a write that succeeds from now on."""
         now = time.time()
-        until(f"{self.host.name} writes", lambda: self.ok(now), seconds)
+        until(f"{self.host.name} writes {self.path}", lambda: self.ok(now), seconds, lambda: self.lines()[-2:])
         return self
 
     def errors(self, since=0):
