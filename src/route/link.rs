@@ -22,10 +22,13 @@ pub const BOUND: Duration = Duration::from_secs(2);
 const APPLY_BOUND: Duration = Duration::from_secs(10);
 /// The largest answer to a question for a name: what one name has may list all hosts of a fleet.
 const LARGEST_ANSWER: usize = 4 << 20;
-/// How long a host rests after a message of its report, once for each so many bytes: one that never ends to tell costs a part
-/// of one processor and no more, and many small changes come together.
+/// How long a host's report rests, each time it has told so many bytes without a pause: one that never ends to tell costs a
+/// part of one processor and no more. A single change is taken in at once: the lists soon follow what was answered.
 const REST: Duration = Duration::from_millis(10);
 const BYTES_A_REST: usize = 64 << 10;
+/// What a message counts at least, in bytes, and after what pause nothing that came before counts any more.
+const LEAST_BYTES: usize = 256;
+const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is said, at most, that a host is not believed.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the next try waits, from the first failure to a host that is long gone.
@@ -213,14 +216,23 @@ async fn begin(link: &Link) -> Result<Streaming<Reports>, Status> {
 /// Takes in what the host tells.
 async fn read(fleet: &Fleet, link: &Link, mut stream: Streaming<Reports>, progress: &Progress) -> Result<(), Status> {
     let mut complaints = Complaints::default();
+    let (mut told, mut last) = (0, Instant::now());
     while let Some(reports) = stream.message().await? {
-        let rests = u32::try_from(1 + reports.encoded_len() / BYTES_A_REST).unwrap_or(u32::MAX);
+        if last.elapsed() >= PAUSE {
+            told = 0;
+        }
+        told += LEAST_BYTES.max(reports.encoded_len());
         let taken = fleet.take(&link.name, reports);
         if taken.is_whole {
             progress.note(&progress.is_whole);
         }
         complaints.note(&link.name, &taken.lies);
-        tokio::time::sleep(REST * rests).await;
+        let rests = u32::try_from(told / BYTES_A_REST).unwrap_or(u32::MAX);
+        if rests > 0 {
+            tokio::time::sleep(REST * rests).await;
+            told %= BYTES_A_REST;
+        }
+        last = Instant::now();
     }
     Ok(())
 }
