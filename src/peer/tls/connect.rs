@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
@@ -130,20 +131,21 @@ impl Machine {
 
     /// Connects, and greets when there is a turn for it: the time of both is the other end's, and not ours.
     async fn try_one(&self, address: &str, time: Duration) -> Result<TlsStream<TcpStream>, TryError> {
+        // the files are looked at also while nobody answers
+        let set = self.tls.current().await.map_err(TryError::Own)?;
         let connected = tokio::time::timeout(time, TcpStream::connect(address)).await;
         let socket = connected.map_err(|_| TryError::Late)?.map_err(TryError::Connect)?;
         let turn = self.tls.handshakes.acquire().await;
         let _turn = turn.map_err(|closed| TryError::Own(io::Error::other(closed)))?;
-        tokio::time::timeout(time, self.greet(socket)).await.unwrap_or(Err(TryError::Late))
+        tokio::time::timeout(time, self.greet(socket, &set.client)).await.unwrap_or(Err(TryError::Late))
     }
 
-    async fn greet(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>, TryError> {
+    async fn greet(&self, socket: TcpStream, config: &Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, TryError> {
         let expected = ServerName::try_from(dns_name(&self.name, self.role));
         let expected = expected.map_err(|error| TryError::Own(io::Error::other(error)))?;
-        let set = self.tls.current().await.map_err(TryError::Own)?;
         // gRPC's small frames are not held back
         socket.set_nodelay(true).map_err(TryError::Connect)?;
-        let connector = TlsConnector::from(Arc::clone(&set.client));
+        let connector = TlsConnector::from(Arc::clone(config));
         let mut stream = connector.connect(expected, socket).await.map_err(TryError::Handshake)?;
         // a wildcard would do for TLS, and not for us
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
