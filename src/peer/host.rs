@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use super::describe;
@@ -48,7 +47,7 @@ impl host_server::Host for HostService {
         &self,
         request: Request<internal::DescribeRequest>,
     ) -> Result<Response<internal::DescribeResponse>, Status> {
-        only_root_or_peer(&request)?;
+        only_peers(&request).or_else(|_| roles::only_root(&request))?;
         let (wanted, host) = (request.into_inner(), Arc::clone(&self.host));
         run_apart(move || Ok(describe_all(&host, &wanted))).await.map(Response::new)
     }
@@ -126,15 +125,6 @@ impl host_server::Host for HostService {
         refuse_other_grants(&self.host, &id, &node, generation)?;
         // `local`, the only share, demands nothing
         Ok(Response::new(internal::RevealResponse::default()))
-    }
-}
-
-/// On a unix socket the kernel says who calls, and only root may. On the other door the caller's role was looked at.
-fn only_root_or_peer<T>(request: &Request<T>) -> Result<(), Status> {
-    match request.extensions().get::<UdsConnectInfo>() {
-        None => Ok(()),
-        Some(info) if info.peer_cred.is_some_and(|caller| caller.uid() == 0) => Ok(()),
-        Some(_) => Err(Status::permission_denied("only root is answered")),
     }
 }
 

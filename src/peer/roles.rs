@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Extensions, Request, Response};
+use tonic::transport::server::UdsConnectInfo;
 use tower::{Layer, Service};
 
 use super::PeerInfo;
@@ -72,6 +73,15 @@ fn roles(path: &str) -> Option<&'static [Role]> {
 /// Who calls; none on a unix socket, where the kernel says who it is.
 pub fn caller<T>(request: &tonic::Request<T>) -> Option<&PeerInfo> {
     request.extensions().get()
+}
+
+/// On a unix socket the kernel says who calls, and only root is answered; who comes by any other way is refused.
+pub fn only_root<T>(request: &tonic::Request<T>) -> Result<(), Status> {
+    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    match caller {
+        Some(caller) if caller.uid() == 0 => Ok(()),
+        _ => Err(Status::permission_denied("only root is answered")),
+    }
 }
 
 /// The caller's name in this role, for calls that answer each by its name.

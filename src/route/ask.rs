@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
+use tonic::Status;
 
 use super::fleet::Fleet;
 use super::forward;
@@ -144,15 +145,17 @@ async fn gather(fleet: &Fleet, answers: &mut Answers, links: Vec<Arc<Link>>, key
         let Ok((link, answer)) = joined else { continue };
         match answer {
             Ok(answer) => take(fleet, answers, &link.name, key, answer),
-            Err(status) => {
-                // one that answers with an error of its own has trouble with this name alone
-                if forward::is_of_the_way(&status) {
-                    link.suspect(status.message());
-                }
-                answers.silent.insert(link.name.clone());
-            }
+            Err(status) => not_heard(answers, &link, &status),
         }
     }
+}
+
+/// Notes a host that did not answer. One that answers with an error of its own has trouble with this name alone.
+fn not_heard(answers: &mut Answers, link: &Link, status: &Status) {
+    if forward::is_of_the_way(status) {
+        link.suspect(status.message());
+    }
+    answers.silent.insert(link.name.clone());
 }
 
 /// Begins a question when its turn has come, and with it the host's time: how busy we are is no host's fault.
@@ -187,11 +190,8 @@ pub async fn confirm_all(fleet: &Fleet, key: &Key, answers: &mut Answers) -> boo
         match answer {
             Ok(newest) => is_newest &= newest,
             Err(status) => {
-                if forward::is_of_the_way(&status) {
-                    link.suspect(status.message());
-                }
                 answers.claims.remove(&link.name);
-                answers.silent.insert(link.name.clone());
+                not_heard(answers, &link, &status);
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use tokio::sync::Notify;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::fleet::Fleet;
 use super::forward;
@@ -108,24 +108,14 @@ impl Link {
 
     /// What the host has under a key, within the bound.
     pub async fn find(&self, key: &Key, claim: bool) -> Result<internal::FindResponse, Status> {
-        let mut request = Request::new(internal::FindRequest { key: key.to_string(), claim });
-        request.set_timeout(BOUND);
-        let mut client = self.client();
-        match tokio::time::timeout(BOUND, client.find(request)).await {
-            Ok(answered) => answered.map(tonic::Response::into_inner),
-            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} seconds", BOUND.as_secs()))),
-        }
+        let question = internal::FindRequest { key: key.to_string(), claim };
+        within_bound(self.client().find(bounded(question))).await
     }
 
     /// Whether a claim still is the host's newest of a key, within the bound.
     pub async fn confirm(&self, key: &Key, claim: String) -> Result<bool, Status> {
-        let mut request = Request::new(internal::ConfirmRequest { key: key.to_string(), claim });
-        request.set_timeout(BOUND);
-        let mut client = self.client();
-        match tokio::time::timeout(BOUND, client.confirm(request)).await {
-            Ok(answered) => answered.map(|answer| answer.into_inner().newest),
-            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} seconds", BOUND.as_secs()))),
-        }
+        let question = internal::ConfirmRequest { key: key.to_string(), claim };
+        within_bound(self.client().confirm(bounded(question))).await.map(|answer| answer.newest)
     }
 
     fn away(&self, why: String) {
@@ -148,6 +138,19 @@ impl Link {
     fn lock(&self) -> std::sync::MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A question that the host, too, knows the bound of.
+fn bounded<T>(question: T) -> Request<T> {
+    let mut request = Request::new(question);
+    request.set_timeout(BOUND);
+    request
+}
+
+/// The answer, if it comes within the bound, also from a host that does not keep it.
+async fn within_bound<T>(asking: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("no answer within {} seconds", BOUND.as_secs()));
+    Ok(tokio::time::timeout(BOUND, asking).await.map_err(late)??.into_inner())
 }
 
 /// Follows the host's report for as long as it is in the fleet: connects, takes in what it tells, and begins anew when that

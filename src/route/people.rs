@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use super::fleet::Fleet;
 use super::link::{BOUND, Link, Standing};
 use super::settle;
 use crate::domain::{Id, Kind, NodeName};
+use crate::peer::roles::only_root;
 use crate::proto::internal::{self, fleet_server};
 
 /// The internal service of a controller.
@@ -92,13 +92,5 @@ async fn describe(link: &Link, wanted: internal::DescribeRequest) -> Result<inte
     match tokio::time::timeout(BOUND * 5, client.describe(wanted)).await {
         Ok(answered) => answered.map(Response::into_inner).map_err(|status| status.message().to_owned()),
         Err(_) => Err("it does not answer".to_owned()),
-    }
-}
-
-fn only_root<T>(request: &Request<T>) -> Result<(), Status> {
-    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    match caller {
-        Some(caller) if caller.uid() == 0 => Ok(()),
-        _ => Err(Status::permission_denied("only root is answered")),
     }
 }
