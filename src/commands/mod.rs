@@ -4,6 +4,7 @@ mod certs;
 mod controller;
 mod doctor;
 mod host;
+mod metrics;
 mod people;
 mod serve;
 mod server;

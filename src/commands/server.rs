@@ -21,6 +21,8 @@ use cistern::domain::{NodeId, NodeName};
 use cistern::peer::Tls;
 use cistern::pool::tasks::Tasks;
 
+use super::metrics::{self, Watched};
+
 /// Where a server listens unless it is told otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:///run/cistern/csi.sock";
 
@@ -45,6 +47,9 @@ pub struct ServerArgs {
     /// How to log
     #[arg(long, env = "CISTERN_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
+    /// The address to show /metrics and /healthz on, such as 127.0.0.1:7442
+    #[arg(long, env = "CISTERN_METRICS")]
+    metrics: Option<SocketAddr>,
 }
 
 /// The flags of a server that is one machine, as host, as node, or both.
@@ -80,6 +85,14 @@ impl ServerArgs {
         let done = runtime.block_on(work);
         runtime.shutdown_timeout(Duration::ZERO);
         done
+    }
+
+    /// Shows /metrics and /healthz, if it is to.
+    pub async fn show(&self, watched: Watched, stop: &CancellationToken) -> Result<(), Failure> {
+        match self.metrics {
+            Some(address) => metrics::open(address, watched, stop).await,
+            None => Ok(()),
+        }
     }
 
     /// Starts the log: lines on stderr.

@@ -22,6 +22,7 @@ pub use host::HostService;
 pub use identity::{Identity, dns_name};
 pub use roles::{RolesLayer, caller};
 pub use tls::{PeerInfo, Tls, TlsError};
+pub use watch::Looks;
 
 /// The largest message that is read or written, in bytes: some 100,000 volumes.
 pub const LARGEST_MESSAGE: usize = 64 << 20;
