@@ -7,15 +7,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use cistern::config::PoolFiles;
-use cistern::domain::{NodeId, Role};
+use cistern::domain::{NodeId, NodeName, Role};
 use cistern::node::Node;
 use cistern::peer::Tls;
+use cistern::peer::enrol::{EnrolAddress, Enrolment};
 use cistern::pool::tasks::Tasks;
 
-use super::server::{Doors, Failure, MachineArgs, ServerArgs, Socket, give_up, stop_on_signal};
+use super::server::{Doors, Failure, MachineArgs, ServerArgs, Socket, bind, give_up, serve_peers, stop_on_signal};
 use super::services::Services;
 use super::stores::{Source, Stores};
 
@@ -44,6 +47,12 @@ pub struct NodeArgs {
     /// The directory with ca.crt, tls.crt and tls.key; see `cistern certs`
     #[arg(long, env = "CISTERN_TLS")]
     tls: Option<PathBuf>,
+    /// In a cluster: where controllers give this machine its certificate, which is kept in --tls and renewed
+    #[arg(long, env = "CISTERN_ENROL", value_name = "ADDR:PORT", requires_all = ["enrol_dir", "listen"])]
+    enrol: Option<EnrolAddress>,
+    /// The directory with what enrolling takes: ca.crt and token
+    #[arg(long, env = "CISTERN_ENROL_DIR", requires = "enrol")]
+    enrol_dir: Option<PathBuf>,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -52,13 +61,14 @@ pub struct NodeArgs {
 
 /// Carries `cistern host` out.
 pub fn host(args: &HostArgs) -> super::Done {
-    let peers = Peers { listen: args.listen, tls: &args.tls };
+    let peers = Peers { listen: args.listen, tls: &args.tls, enrol: None };
     run(&args.machine, &args.server, Some(peers), false)
 }
 
 /// Carries `cistern node` out.
 pub fn node(args: &NodeArgs) -> super::Done {
-    let peers = args.listen.zip(args.tls.as_deref()).map(|(listen, tls)| Peers { listen, tls });
+    let enrol = args.enrol.as_ref().zip(args.enrol_dir.as_deref());
+    let peers = args.listen.zip(args.tls.as_deref()).map(|(listen, tls)| Peers { listen, tls, enrol });
     run(&args.machine, &args.server, peers, true)
 }
 
@@ -66,6 +76,27 @@ pub fn node(args: &NodeArgs) -> super::Done {
 struct Peers<'a> {
     listen: SocketAddr,
     tls: &'a Path,
+    /// Where the machine gets its certificate, and with what; none where it has one.
+    enrol: Option<(&'a EnrolAddress, &'a Path)>,
+}
+
+/// How a host comes by its certificate.
+enum Certificate {
+    IsThere(Arc<Tls>),
+    Comes(Enrolment),
+}
+
+impl Peers<'_> {
+    fn certificate(&self, name: &NodeName) -> Result<Certificate, Failure> {
+        let (tls, name) = (self.tls.to_owned(), name.clone());
+        match self.enrol {
+            None => Ok(Certificate::IsThere(open_tls(&tls, &name)?)),
+            Some((controller, credentials)) => {
+                let (controller, credentials) = (controller.clone(), credentials.to_owned());
+                Ok(Certificate::Comes(Enrolment { controller, credentials, tls, name }))
+            }
+        }
+    }
 }
 
 fn run(machine: &MachineArgs, server: &ServerArgs, peers: Option<Peers<'_>>, is_node: bool) -> super::Done {
@@ -93,7 +124,7 @@ async fn serve(
     let mut services = Services::default();
     let mut stores = None;
     if let Some(peers) = &peers {
-        let tls = open_tls(peers.tls, &node)?;
+        let certificate = peers.certificate(&node.name)?;
         let files = PoolFiles::new(machine.config.clone(), data);
         let Some(opened) = open_stores(&node, data, &files, &tasks, &stop).await? else {
             give_up(&socket);
@@ -105,7 +136,13 @@ async fn serve(
             files.clone(),
             data,
         );
-        doors.open_to_peers(peers.listen, &tls, for_peers.routes()).await?;
+        match certificate {
+            Certificate::IsThere(tls) => doors.open_to_peers(peers.listen, tls, for_peers.routes()).await?,
+            // kubelet is served meanwhile
+            Certificate::Comes(enrolment) => {
+                doors.spawn(serve_enrolled(enrolment, peers.listen, for_peers.routes(), stop.clone()));
+            }
+        }
         services = services.host(&opened.host, &tasks, files, data);
         stores = Some(opened);
     }
@@ -122,14 +159,34 @@ async fn serve(
 }
 
 /// The machine's certificate must be one of a host of its name: controllers expect no other.
-fn open_tls(directory: &Path, node: &NodeId) -> Result<Arc<Tls>, Failure> {
+fn open_tls(directory: &Path, name: &NodeName) -> Result<Arc<Tls>, Failure> {
     let tls = Tls::open(directory)?;
     let identity = tls.identity();
-    if identity.speaks_for(&node.name, Role::Host) {
+    if identity.speaks_for(name, Role::Host) {
         return Ok(tls);
     }
-    let name = &node.name;
     Err(format!("the certificate in {} is that of {identity}, and this is host {name}", directory.display()).into())
+}
+
+/// Lets controllers in as soon as the machine has a certificate, of this start or of an earlier one, and keeps it renewed.
+async fn serve_enrolled(
+    enrolment: Enrolment,
+    listen: SocketAddr,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let (is_usable, mut usable) = watch::channel(false);
+    let (tls, name) = (enrolment.tls.clone(), enrolment.name.clone());
+    let serving = async move {
+        usable.wait_for(|usable| *usable).await?;
+        let (tls, listener) = (open_tls(&tls, &name)?, bind(listen).await?);
+        tracing::info!(%listen, "controllers are let in");
+        serve_peers(listener, tls, routes, stop).await
+    };
+    tokio::select! {
+        served = serving => served,
+        () = enrolment.keep(is_usable) => Err("the certificate is not kept any more".into()),
+    }
 }
 
 async fn open_stores(
