@@ -119,7 +119,8 @@ async fn pools(registry: &mut Registry, host: &Arc<Host>, looks: &Mutex<Looks>) 
         let internal::Pool { name, down, total_bytes, free_bytes, promised_bytes, available_bytes, .. } = pool;
         let of = OfPool { pool: name };
         up.get_or_create(&of).set(i64::from(down.is_empty()));
-        let sizes = [(&total, total_bytes), (&free, free_bytes), (&promised, promised_bytes), (&available, available_bytes)];
+        let sizes =
+            [(&total, total_bytes), (&free, free_bytes), (&promised, promised_bytes), (&available, available_bytes)];
         for (family, size) in sizes.into_iter().filter(|_| down.is_empty()) {
             family.get_or_create(&of).set(i64::try_from(size).unwrap_or(i64::MAX));
         }

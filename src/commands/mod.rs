@@ -135,4 +135,4 @@ pub fn main() -> ExitCode {
 }
 
 /// How a command ends.
-type Done = Result<ExitCode, Box<dyn std::error::Error>>;
+type Done = Result<ExitCode, server::Failure>;

@@ -128,7 +128,8 @@ impl Looks {
             }
         }
         now
-    }}
+    }
+}
 
 fn ids_in(host: &Host, store: &str) -> Vec<Id> {
     let store = host.stores().into_iter().find(|open| open.id.to_string() == store);
