@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cistern::domain::Role;
-use cistern::kube::authority::{ClusterAuthority, LIFETIME, Settings};
+use cistern::kube::authority::{ClusterAuthority, Settings};
 use cistern::kube::enrol;
 use cistern::peer::Tls;
 use cistern::peer::certs::anchors;
@@ -29,6 +29,7 @@ use support::peers::{bare_client, logged, logged_of, name};
 use support::{Place, eventually};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -45,18 +46,25 @@ struct Controller {
 
 impl Controller {
     async fn start(api: &Api, place: &Place, its: &str) -> Controller {
-        Controller::with(api, place, its, LIFETIME).await
+        Controller::with(api, place, its, |_| {}).await
     }
 
-    async fn with(api: &Api, place: &Place, its: &str, lifetime: Duration) -> Controller {
+    async fn with(api: &Api, place: &Place, its: &str, set: impl Fn(&mut Settings)) -> Controller {
         logged();
         let tls = place.path(its);
-        let settings = Settings { namespace: "cistern".to_owned(), controller: name(its), tls: tls.clone(), lifetime };
+        let mut settings = Settings::new("cistern", name(its), &tls);
+        set(&mut settings);
         let authority = ClusterAuthority::open(&api.client(), settings).await;
         let (address, stop) = door(&tls, api, &authority).await;
         let following = Arc::clone(&authority);
         let following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
         Controller { tls, authority, address, stop, _following: following }
+    }
+
+    /// The name in its certificate.
+    fn name(&self) -> ServerName<'static> {
+        let its = self.tls.file_name().unwrap().to_str().unwrap();
+        ServerName::try_from(format!("{its}.controller.cistern.internal")).unwrap()
     }
 
     /// What this controller is told by the host.
@@ -147,16 +155,23 @@ async fn until(what: &str, mut asked: impl AsyncFnMut() -> bool) {
 
 /// A guest of this door, from this address, that shows what it is told to.
 fn guest(config: rustls::ClientConfig, controller: &Controller, from: &str) -> Channel {
-    let (config, to, from) = (Arc::new(config), controller.address, from.to_owned());
-    let who = format!("{}.controller.cistern.internal", controller.tls.file_name().unwrap().to_str().unwrap());
+    let (config, from) = (Arc::new(config), from.to_owned());
+    let (to, who) = (controller.address, controller.name());
     let connector = tower::service_fn(move |_| {
-        let (config, from, who) = (Arc::clone(&config), from.clone(), ServerName::try_from(who.clone()).unwrap());
-        async move {
-            let socket = connect_from(&from, to).await?;
-            tokio_rustls::TlsConnector::from(config).connect(who, socket).await.map(TokioIo::new)
-        }
+        let greeted = greet(Arc::clone(&config), from.clone(), to, who.clone());
+        async move { greeted.await.map(TokioIo::new) }
     });
     Endpoint::from_static("http://cistern.internal").connect_with_connector_lazy(connector)
+}
+
+async fn greet(
+    config: Arc<rustls::ClientConfig>,
+    from: String,
+    to: SocketAddr,
+    who: ServerName<'static>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let socket = connect_from(&from, to).await?;
+    tokio_rustls::TlsConnector::from(config).connect(who, socket).await
 }
 
 async fn connect_from(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
@@ -215,7 +230,7 @@ async fn a_node_enrols_and_lets_its_controllers_in() {
 async fn certificates_are_renewed_while_all_runs() {
     let (place, api) = (Place::bare(), Api::default());
     let lifetime = Duration::from_secs(8);
-    let controller = Controller::with(&api, &place, "main", lifetime).await;
+    let controller = Controller::with(&api, &place, "main", |settings| settings.lifetime = lifetime).await;
     let of_controller = || fs::read_to_string(controller.tls.join("tls.crt")).unwrap();
     let mut node = Node::new(&place, "worker", &believed(&api), &api.token_of("worker"));
     node.start(controller.address);
@@ -367,7 +382,7 @@ async fn two_controllers_that_start_at_once_make_one_authority() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_authority_takes_over_from_another() {
     let (place, api) = (Place::bare(), Api::default());
-    let first = Controller::start(&api, &place, "first").await;
+    let first = Controller::with(&api, &place, "first", |settings| settings.look_every = Duration::from_secs(2)).await;
     let old = believed(&api);
     let mut node = Node::new(&place, "worker", &old, &api.token_of("worker"));
     node.start(first.address);
@@ -415,22 +430,25 @@ async fn an_authority_that_is_no_good_is_left_alone_and_the_one_before_goes_on()
 async fn an_address_takes_no_places_from_others() {
     let (place, api) = (Place::bare(), Api::default());
     let controller = Controller::start(&api, &place, "main").await;
-    let mut silent = Vec::new();
+    let config = Arc::new(bare_client(&believed(&api), None));
+    let (mut silent, began) = (Vec::new(), Instant::now());
     for _ in 0..4 {
-        silent.push(connect_from("127.0.0.2", controller.address).await.unwrap());
+        let greeted = greet(Arc::clone(&config), "127.0.0.2".to_owned(), controller.address, controller.name());
+        silent.push(greeted.await.unwrap());
     }
     let ask = async |from: &str| {
         let channel = guest(bare_client(&believed(&api), None), &controller, from);
         enrol_by_hand(channel, request_for(&[]), &api.token_of("worker")).await
     };
-    until("all four are in", async || ask("127.0.0.2").await.is_err()).await;
+    ask("127.0.0.2").await.unwrap_err();
     assert!(!logged_of("too many of its address are here already").is_empty());
     ask("127.0.0.3").await.unwrap();
     // they keep silent for as long as they may
-    for mut socket in silent {
+    for mut stream in silent {
         let mut rest = Vec::new();
-        let closed = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await;
+        let closed = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest)).await;
         let _ = closed.expect("it is still there");
     }
+    assert!(began.elapsed() > Duration::from_secs(15), "{:?}", began.elapsed());
     until("there is room again", async || ask("127.0.0.2").await.is_ok()).await;
 }
