@@ -9,13 +9,14 @@ WORKDIR /src
 
 # A Rust target, and a C compiler that links for it (ring has some C), unless they are there.
 RUN case "$TARGETARCH" in \
-        amd64) machine=x86_64 package=gcc-x86-64-linux-gnu ;; \
-        arm64) machine=aarch64 package=gcc-aarch64-linux-gnu ;; \
+        amd64) machine=x86_64 packages="gcc-x86-64-linux-gnu libc6-dev-amd64-cross" ;; \
+        arm64) machine=aarch64 packages="gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;; \
         *) echo "there is no image for the architecture '$TARGETARCH'" >&2; exit 1 ;; \
     esac; \
     target=$machine-unknown-linux-musl; \
     [ -d "$(rustc --print target-libdir --target $target)" ] || rustup target add $target || exit 1; \
-    command -v $machine-linux-gnu-gcc || { apt-get update && apt-get install --yes --no-install-recommends $package; } || exit 1; \
+    command -v $machine-linux-gnu-gcc \
+        || { apt-get update && apt-get install --yes --no-install-recommends $packages; } || exit 1; \
     echo "export CARGO_BUILD_TARGET=$target TARGET_CC=$machine-linux-gnu-gcc" \
         "CARGO_TARGET_$(echo $target | tr a-z- A-Z_)_LINKER=$machine-linux-gnu-gcc" >/target.env
 
