@@ -13,8 +13,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{/* "true" if snapshots can be made: the values say so, or the cluster has the API. */}}
 {{- define "cistern.snapshots" -}}
-{{- $enabled := .Values.snapshots.enabled -}}
-{{- if or (eq $enabled "on") (and (eq $enabled "auto") (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1")) -}}true{{- end -}}
+{{- $enabled := toString .Values.snapshots.enabled -}}
+{{- if or (eq $enabled "true") (and (eq $enabled "auto") (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1")) -}}true{{- end -}}
 {{- end }}
 
 {{/* The environment of both parts: what the flags of every server say. */}}
