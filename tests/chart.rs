@@ -378,15 +378,15 @@ fn every_value_is_described_and_in_the_schema() {
         let pointer: String = path.split('.').map(|name| format!("/properties/{name}")).collect();
         assert!(schema.pointer(&pointer).is_some(), "{path} is not in the schema");
     }
-    // a comment stands over each value, or over the first of those that belong together
     let lines: Vec<&str> = text.lines().collect();
-    let is_value =
-        |line: &str| line.trim_start().split_once(':').is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric));
-    let first = lines.iter().position(|line| is_value(line)).unwrap();
-    assert!(lines[..first].iter().any(|line| line.starts_with('#')));
-    let undescribed =
-        lines.windows(2).filter(|pair| pair[0].is_empty() && is_value(pair[1]) && !pair[1].ends_with(':'));
-    assert_eq!(undescribed.count(), 0, "a value without a comment");
+    // a group has no comment of its own: what is in it has, one for each or one for those that stand together
+    let is_group = |line: &str| line.ends_with(':') && !["resources:", "tolerations:"].contains(&line.trim());
+    let is_comment = |line: &str| line.trim_start().starts_with('#');
+    for (number, line) in lines.iter().enumerate() {
+        let mut above = lines[..number].iter().rev().take_while(|line| !line.is_empty() && !is_group(line));
+        let needs_none = line.is_empty() || is_group(line) || is_comment(line);
+        assert!(needs_none || above.any(|line| is_comment(line)), "line {} has no comment: {line}", number + 1);
+    }
 }
 
 #[test]
