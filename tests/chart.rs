@@ -379,13 +379,15 @@ fn every_value_is_described_and_in_the_schema() {
         assert!(schema.pointer(&pointer).is_some(), "{path} is not in the schema");
     }
     let lines: Vec<&str> = text.lines().collect();
-    // a group has no comment of its own: what is in it has, one for each or one for those that stand together
-    let is_group = |line: &str| line.ends_with(':') && !["resources:", "tolerations:"].contains(&line.trim());
     let is_comment = |line: &str| line.trim_start().starts_with('#');
-    for (number, line) in lines.iter().enumerate() {
-        let mut above = lines[..number].iter().rev().take_while(|line| !line.is_empty() && !is_group(line));
-        let needs_none = line.is_empty() || is_group(line) || is_comment(line);
-        assert!(needs_none || above.any(|line| is_comment(line)), "line {} has no comment: {line}", number + 1);
+    // a group has no comment of its own, what is in it has; and some are described with what stands above them
+    let is_group = |line: &str| line.ends_with(':') && !["resources:", "tolerations:"].contains(&line.trim());
+    let goes_along = |line: &str| {
+        ["tag:", "kubeApiBurst:", "renewBefore:", "requests:", "- "].iter().any(|name| line.trim().starts_with(name))
+    };
+    for (number, line) in lines.iter().enumerate().skip(1) {
+        let needs_none = line.is_empty() || is_comment(line) || is_group(line) || goes_along(line);
+        assert!(needs_none || is_comment(lines[number - 1]), "line {} has no comment: {line}", number + 1);
     }
 }
 
