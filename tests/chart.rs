@@ -12,6 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use granted::{Right, granted, used};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, rbac::v1 as rbac, storage::v1 as storage};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 const POOLS: &str = r#"
@@ -112,6 +118,55 @@ fn helm_finds_nothing_to_say() {
         assert!(report.contains("1 chart(s) linted, 0 chart(s) failed"), "{report}");
         assert!(!report.contains("WARNING") && !report.contains("ERROR"), "{report}");
     }
+}
+
+/// Reads an object as Kubernetes' own type and writes it again: a field that it does not know is lost.
+fn as_known<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object:#}"));
+    serde_json::to_value(typed).unwrap()
+}
+
+fn every_field_is_known(objects: &[Value]) {
+    for object in objects {
+        let known = match object["kind"].as_str().unwrap() {
+            "ClusterRole" => as_known::<rbac::ClusterRole>(object),
+            "ClusterRoleBinding" => as_known::<rbac::ClusterRoleBinding>(object),
+            "CSIDriver" => as_known::<storage::CSIDriver>(object),
+            "CustomResourceDefinition" => as_known::<CustomResourceDefinition>(object),
+            "DaemonSet" => as_known::<apps::DaemonSet>(object),
+            "Deployment" => as_known::<apps::Deployment>(object),
+            "Namespace" => as_known::<core::Namespace>(object),
+            "NetworkPolicy" => as_known::<NetworkPolicy>(object),
+            "PersistentVolumeClaim" => as_known::<core::PersistentVolumeClaim>(object),
+            "Pod" => as_known::<core::Pod>(object),
+            "PodDisruptionBudget" => as_known::<PodDisruptionBudget>(object),
+            "Role" => as_known::<rbac::Role>(object),
+            "RoleBinding" => as_known::<rbac::RoleBinding>(object),
+            "Service" => as_known::<core::Service>(object),
+            "ServiceAccount" => as_known::<core::ServiceAccount>(object),
+            "StorageClass" => as_known::<storage::StorageClass>(object),
+            // others' definitions, and ours, which the API server holds them against
+            "Certificate" | "Issuer" | "StoragePool" | "VolumeSnapshot" | "VolumeSnapshotClass" => continue,
+            kind => panic!("say here what a {kind} is"),
+        };
+        assert_eq!(&known, object);
+    }
+}
+
+#[test]
+fn kubernetes_knows_every_field() {
+    every_field_is_known(&objects(&rendered(POOLS)));
+    every_field_is_known(&objects(&said("kube", &["kubectl", "kustomize", "deploy"])));
+}
+
+/// What docs/quickstart.md pipes into kubectl.
+#[test]
+fn kubernetes_knows_every_field_of_the_quick_start() {
+    let text = fs::read_to_string(root().join("docs/quickstart.md")).unwrap();
+    let applied = text.split("kubectl apply -f - <<'EOF'\n").skip(1).map(|rest| rest.split("\nEOF").next().unwrap());
+    let objects: Vec<Value> = applied.flat_map(objects).collect();
+    assert_eq!(names(&objects, "Pod"), ["first", "second", "third"]);
+    every_field_is_known(&objects);
 }
 
 #[test]
