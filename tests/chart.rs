@@ -319,6 +319,24 @@ fn an_audit_log_shows_what_is_used() {
 }
 
 #[test]
+fn the_notes_tell_the_next_step() {
+    let install = ["install", "cistern", "charts/cistern", "--namespace", "storage", "--dry-run=client"];
+    let notes = |values: &str| {
+        let values = Values::new(values);
+        let said = said("helm", &[&install[..], &["--values", values.path()]].concat());
+        said.split_once("NOTES:").unwrap().1.to_owned()
+    };
+    let without = notes("");
+    assert!(without.contains("helm upgrade cistern charts/cistern -n storage") && without.contains("no snapshot API"));
+    let with = notes(POOLS);
+    assert!(
+        with.contains("storageClassName: cistern-boxed")
+            && !with.contains("helm upgrade")
+            && !with.contains("snapshot")
+    );
+}
+
+#[test]
 fn containers_are_confined_and_looked_after() {
     let objects = objects(&rendered(POOLS));
     let controller = find(&objects, "Deployment", "cistern-controller");
