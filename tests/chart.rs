@@ -361,6 +361,19 @@ fn containers_are_confined_and_looked_after() {
     assert!(node["terminationGracePeriodSeconds"].as_u64().unwrap() >= 40, "20 seconds for calls, as long for stores");
 }
 
+/// The sidecars themselves read the flags that the chart gives them, and then tell their version.
+#[test]
+fn sidecars_know_their_flags() {
+    let objects = objects(&rendered(POOLS));
+    for container in &containers(find(&objects, "Deployment", "cistern-controller"))[1..] {
+        let (program, image) =
+            (format!("csi-{}", container["name"].as_str().unwrap()), container["image"].as_str().unwrap());
+        let version = said(&program, &[args(container), vec!["--version"]].concat());
+        let (name, tag) = image.split_once(':').unwrap();
+        assert!(name.ends_with(&program) && version.contains(tag), "{image}, but {program} says {version}");
+    }
+}
+
 #[test]
 fn wrong_values_are_refused_by_name() {
     for (values, message) in [
