@@ -52,9 +52,8 @@ fn start_controller(host: &Host, pki: &Pki) -> Csi {
         program.display(),
         tls.display()
     ));
-    let csi = host.client("/run/controller.sock");
-    eventually("the controller is ready", || csi.is_ready().then_some(()));
-    csi
+    let socket = host.socket("/run/controller.sock");
+    eventually("the controller is ready", || Csi::try_connect(&socket).filter(Csi::is_ready))
 }
 
 fn cgroup_of(host: &Host, process: &str) -> String {
