@@ -3,3 +3,4 @@
 pub mod authority;
 mod believed;
 pub mod enrol;
+pub mod pool;
