@@ -18,7 +18,8 @@ use cistern::proto::csi::v1::identity_server::IdentityServer;
 use cistern::proto::internal::fleet_server::FleetServer;
 use cistern::route::{ControllerDoor, Fleet, Patience, PeopleService, settle_all};
 
-use super::server::{Doors, Failure, ServerArgs, Socket, stop_on_signal};
+use super::cluster::ClusterArgs;
+use super::server::{Doors, Failure, ServerArgs, Socket, give_up, stop_on_signal};
 
 /// How often hosts.yaml is looked at.
 const RELOAD_EVERY: Duration = Duration::from_millis(500);
@@ -28,15 +29,18 @@ const STARTING: Duration = Duration::from_secs(15);
 /// The flags of `cistern controller`. It serves CSI (Identity and Controller) on its unix socket, to the sidecars beside it.
 #[derive(Args)]
 pub struct ControllerArgs {
-    /// The hosts, and the pools that are to be on them: hosts.yaml
+    /// The hosts, and the pools that are to be on them: hosts.yaml. Without it the controller is in a cluster, whose objects
+    /// say so
     #[arg(long, env = "CISTERN_CONFIG")]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// The directory with ca.crt, tls.crt and tls.key; see `cistern certs`
     #[arg(long, env = "CISTERN_TLS")]
     tls: PathBuf,
     /// How many seconds a host that is away is waited for before a volume that belongs on it is made on another
     #[arg(long, env = "CISTERN_PATIENCE", default_value_t = 30)]
     patience: u64,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -53,16 +57,26 @@ pub fn main(args: &ControllerArgs) -> super::Done {
 async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
     let tasks = Tasks::default();
-    let ControllerArgs { config, tls, server, .. } = args;
+    let ControllerArgs { tls, server, .. } = args;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), endpoint = %server.endpoint.display(), "starting");
-    let tls = open_tls(tls)?;
-    let read = std::fs::read(config).ok();
-    let text = config::read_hosts(config)?;
     let patience = Patience { placing: Duration::from_secs(args.patience), starting: STARTING };
-    let fleet = Fleet::new(tls, patience);
-    fleet.apply(text);
-    let following = tokio::spawn(follow_text(Arc::clone(&fleet), config.clone(), read));
-    let settling = tokio::spawn(settle_all(Arc::clone(&fleet)));
+    let mut doors = Doors::new(&stop);
+    let fleet = match &args.config {
+        Some(config) => {
+            let fleet = Fleet::new(open_tls(tls)?, patience);
+            doors.spawn(follow_text(Arc::clone(&fleet), config.clone())?);
+            fleet
+        }
+        None => {
+            let joined = args.cluster.join(tls, &server.driver_name, patience, &mut doors, &stop).await?;
+            let Some(fleet) = joined else {
+                give_up(&socket);
+                return Ok(());
+            };
+            fleet
+        }
+    };
+    doors.spawn(settle(Arc::clone(&fleet)));
     let ready = Arc::clone(&fleet);
     let identity =
         Identity { driver_name: server.driver_name.clone(), ready: Some(Box::new(move || ready.is_ready())) };
@@ -71,19 +85,19 @@ async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
         .add_service(IdentityServer::new(identity))
         .add_service(FleetServer::new(PeopleService { fleet: Arc::clone(&fleet) }))
         .add_service(ControllerDoor { fleet, tasks: tasks.clone() });
-    let mut doors = Doors::new(&stop);
     doors.open(socket, services.routes())?;
     tracing::info!("serving");
-    tokio::select! {
-        done = doors.finish(&tasks) => done,
-        // neither ends by itself: its death is the controller's, which starts anew
-        ended = following => Err(format!("hosts.yaml is not followed any more: {ended:?}").into()),
-        ended = settling => Err(format!("names are not settled any more: {ended:?}").into()),
-    }
+    doors.finish(&tasks).await
+}
+
+/// It does not end by itself: its death is the controller's, which starts anew.
+async fn settle(fleet: Arc<Fleet>) -> Result<(), Failure> {
+    settle_all(fleet).await;
+    Err("names are not settled any more".into())
 }
 
 /// The certificate must be a controller's: hosts answer no other.
-fn open_tls(directory: &Path) -> Result<Arc<Tls>, Failure> {
+pub fn open_tls(directory: &Path) -> Result<Arc<Tls>, Failure> {
     let tls = Tls::open(directory)?;
     let identity = tls.identity();
     if identity.is(Role::Controller) {
@@ -92,20 +106,24 @@ fn open_tls(directory: &Path) -> Result<Arc<Tls>, Failure> {
     Err(format!("the certificate in {} is that of {identity}, and no controller's", directory.display()).into())
 }
 
-/// Follows hosts.yaml. One that is wrong changes nothing.
-async fn follow_text(fleet: Arc<Fleet>, path: PathBuf, mut read: Option<Vec<u8>>) {
-    loop {
-        tokio::time::sleep(RELOAD_EVERY).await;
-        let now = tokio::fs::read(&path).await.ok();
-        if now == read {
-            continue;
+/// Applies hosts.yaml, and follows it. One that is wrong changes nothing, but for the first, which is an error.
+fn follow_text(fleet: Arc<Fleet>, path: PathBuf) -> Result<impl Future<Output = Result<(), Failure>> + Send, Failure> {
+    let mut read = std::fs::read(&path).ok();
+    fleet.apply(config::read_hosts(&path)?);
+    Ok(async move {
+        loop {
+            tokio::time::sleep(RELOAD_EVERY).await;
+            let now = tokio::fs::read(&path).await.ok();
+            if now == read {
+                continue;
+            }
+            read = now;
+            match config::read_hosts(&path) {
+                Ok(text) => fleet.apply(text),
+                Err(error) => tracing::error!(error = %chain(&error), "the fleet stays as it is"),
+            }
         }
-        read = now;
-        match config::read_hosts(&path) {
-            Ok(text) => fleet.apply(text),
-            Err(error) => tracing::error!(error = %chain(&error), "the fleet stays as it is"),
-        }
-    }
+    })
 }
 
 /// A connection to each host is an open file; what the system allows at most is taken.

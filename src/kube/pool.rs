@@ -304,7 +304,8 @@ externalHosts: [{ name: san, addresses: ['10.0.0.9:7443'] }]
     fn the_chart_has_the_definition() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/cistern/crds/storagepools.yaml");
         let definition = serde_yaml::to_string(&serde_json::to_value(StoragePool::crd()).unwrap()).unwrap();
-        let definition = format!("# Made from src/kube/pool.rs; its test holds the two against each other.\n{definition}");
+        let definition =
+            format!("# Made from src/kube/pool.rs; its test holds the two against each other.\n{definition}");
         if std::env::var_os("CISTERN_WRITE").is_some() {
             std::fs::write(path, &definition).unwrap();
         }

@@ -33,6 +33,8 @@ pub struct Inventory {
     stores: BTreeMap<StoreId, Vec<Claimed>>,
     /// Stores that stand with a host in the fleet's text.
     pinned: BTreeMap<StoreId, NodeName>,
+    /// Stores that were seen with a host before this controller started.
+    seen: BTreeMap<StoreId, NodeName>,
     /// In how many stores each volume's name is: only those in more than one.
     doubled: BTreeMap<Key, BTreeSet<StoreId>>,
     /// Volumes of all stores, by name; to see doubles.
@@ -61,7 +63,7 @@ pub struct PoolView {
     /// Its store; `None` while it is down.
     pub store: Option<StoreId>,
     /// The store it has, or had before it went down.
-    last_store: Option<StoreId>,
+    pub last_store: Option<StoreId>,
     /// Since when it is down, and why.
     pub down: Option<(Instant, String)>,
     /// What may still be promised, in bytes.
@@ -134,6 +136,7 @@ impl Inventory {
     pub fn follow(&mut self, fleet: &Fleet) {
         self.pinned =
             fleet.hosts.iter().flat_map(|host| host.stores.iter().map(|id| (*id, host.name.clone()))).collect();
+        self.seen = fleet.hosts.iter().flat_map(|host| host.seen.iter().map(|id| (*id, host.name.clone()))).collect();
         let known: BTreeSet<&NodeName> = fleet.hosts.iter().map(|host| &host.name).collect();
         let gone: Vec<NodeName> = self.hosts.keys().filter(|host| !known.contains(host)).cloned().collect();
         for host in gone {
@@ -426,7 +429,7 @@ impl Inventory {
         match (live.as_slice(), claims) {
             ([only], _) => Owner::Host(only.host.clone()),
             ([], [only]) => Owner::Host(only.host.clone()),
-            ([], []) => Owner::Unseen(None),
+            ([], []) => Owner::Unseen(self.seen.get(store).cloned()),
             _ => Owner::Disputed(hosts().cloned().collect()),
         }
     }
@@ -543,6 +546,13 @@ impl Inventory {
         if let Some(claim) = self.claim(&host, &id.store) {
             claim.snapshots.entry(id.key).or_insert(Snapshot { session, ..snapshot });
         }
+    }
+
+    /// How many volumes and snapshots a store holds, as this host reported it.
+    pub fn holds(&self, host: &NodeName, store: &StoreId) -> (usize, usize) {
+        let claim = self.stores.get(store).into_iter().flatten().find(|claim| claim.host == *host);
+        let volumes = |claim: &Claimed| claim.volumes.values().filter(|volume| !volume.deleted).count();
+        claim.map_or((0, 0), |claim| (volumes(claim), claim.snapshots.len()))
     }
 
     /// Whether a host said that it has this store.
