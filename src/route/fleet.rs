@@ -152,6 +152,13 @@ impl Fleet {
         write(&self.inventory)
     }
 
+    /// Fails before it is known which hosts there are: a question to all of them would be asked of nobody.
+    pub(super) fn when_known(&self) -> Result<(), Status> {
+        let not_yet =
+            || Status::unavailable("the controller has just started, and does not know yet which hosts there are");
+        self.started.get().map(|_| ()).ok_or_else(not_yet)
+    }
+
     /// Whether every host has told what it has, or was found away; and at the latest after a bounded time.
     pub fn is_ready(&self) -> bool {
         if self.ready.load(Ordering::Relaxed) {
