@@ -252,3 +252,118 @@ fn contents(host: &HostStatus) -> String {
     let both = [of(host.volumes, "volume"), of(host.snapshots, "snapshot")];
     both.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    const STORE: &str = "0188e4b1-7c3a-4f00-8a1b-00ff00ff00ff";
+
+    /// A pool that is to be on `a`, whose status has this of it.
+    fn pool(before: Option<(HostState, &str, i64)>, lost: bool) -> (StoragePool, Plan) {
+        let mut pool = StoragePool::new("p", serde_yaml::from_str("dir: { path: /srv }").unwrap());
+        pool.spec.lost.extend(lost.then(|| STORE.to_owned()));
+        let host = |(state, store, volumes): (HostState, &str, i64)| {
+            let text = serde_json::json!({ "host": "a", "state": state, "store": store, "volumes": volumes });
+            serde_json::from_value(text).unwrap()
+        };
+        let hosts = before.into_iter().map(host).collect();
+        pool.status = Some(StoragePoolStatus { hosts, ..StoragePoolStatus::default() });
+        (pool, Plan { hosts: ["a".parse().unwrap()].into(), ..Plan::default() })
+    }
+
+    fn here(volumes: usize) -> Fact {
+        let told = internal::Pool { store: STORE.to_owned(), total_bytes: 1 << 30, ..internal::Pool::default() };
+        let (store, holds) = (STORE.to_owned(), (volumes, 0));
+        Fact { is_member: true, is_whole: true, told: Some(told), store, holds, ..Fact::default() }
+    }
+
+    fn down(store: &str) -> Fact {
+        let told = internal::Pool { down: "no disk".to_owned(), ..internal::Pool::default() };
+        Fact { told: Some(told), store: store.to_owned(), ..here(0) }
+    }
+
+    /// A host that was not heard since this controller started.
+    fn away() -> Fact {
+        Fact { is_member: true, away: Some("no route".to_owned()), ..Fact::default() }
+    }
+
+    fn facts(fact: Fact) -> BTreeMap<NodeName, Fact> {
+        [("a".parse().unwrap(), fact)].into()
+    }
+
+    #[test]
+    fn a_pool_that_is_to_go_is_held_by_what_it_holds_and_by_hosts_that_were_not_heard() {
+        let seen = |volumes| Some((HostState::Ready, STORE, volumes));
+        let gone = Fact::default();
+        let heard_before = Fact { away: Some("no route".to_owned()), ..here(0) };
+        let pending = Fact { told: None, store: String::new(), ..here(0) };
+        let refused = Fact { refused: Some("own file".to_owned()), ..pending.clone() };
+        for (before, lost, fact, held) in [
+            (None, false, here(0), ""),
+            (None, false, here(2), "2 volumes on host a"),
+            (None, true, here(2), ""),
+            (None, false, away(), "not known"),
+            (seen(0), false, away(), "not known"),
+            (seen(3), false, away(), "3 volumes on host a"),
+            (seen(3), true, away(), ""),
+            (None, false, heard_before, ""),
+            (None, false, pending, "not known"),
+            (None, false, refused, ""),
+            // it never came to have a store: a path that cannot be made, say
+            (None, false, down(""), ""),
+            (None, false, down(STORE), "not known"),
+            (seen(0), false, down(""), "not known"),
+            (seen(1), false, down(""), "1 volume on host a"),
+            (None, false, gone.clone(), ""),
+            (seen(1), false, gone.clone(), "1 volume on host a"),
+            (seen(1), true, gone, ""),
+        ] {
+            let (pool, plan) = pool(before, lost);
+            let said = super::held(&pool, &plan, &facts(fact.clone()), &pool.status.clone().unwrap().hosts).join("; ");
+            assert_eq!(said.is_empty(), held.is_empty(), "{before:?} lost={lost} {fact:?}: {said}");
+            assert!(said.contains(held), "{before:?} lost={lost} {fact:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_left_is_told_of_while_its_store_held_something() {
+        for (volumes, told) in [(0, 0), (2, 1)] {
+            let (pool, _) = pool(Some((HostState::Ready, STORE, volumes)), false);
+            let status = super::status(&pool, &Plan::default(), &facts(Fact::default()), &Time(Timestamp::UNIX_EPOCH));
+            assert_eq!((status.hosts.len(), status.volumes), (told, volumes));
+            assert!(status.hosts.iter().all(|host| host.state == HostState::Gone && host.store == STORE));
+        }
+    }
+
+    #[test]
+    fn a_condition_keeps_the_time_of_its_last_change() {
+        let (mut pool, plan) = pool(None, false);
+        let at = |second| Time(Timestamp::from_second(second).unwrap());
+        let mut ready = Vec::new();
+        for (second, fact) in [(1, here(0)), (2, here(1)), (3, down(STORE)), (4, away()), (5, here(1))] {
+            let status = super::status(&pool, &plan, &facts(fact), &at(second));
+            let condition = status.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+            ready.push((condition.status.clone(), condition.last_transition_time.0.as_second()));
+            pool.status = Some(status);
+        }
+        let expected = [("True", 1), ("True", 1), ("False", 3), ("False", 3), ("True", 5)];
+        assert_eq!(ready, expected.map(|(status, second)| (status.to_owned(), second)));
+    }
+
+    #[test]
+    fn hosts_in_trouble_stand_first_where_there_are_too_many() {
+        let name = |number: usize| format!("h{number:04}").parse::<NodeName>().unwrap();
+        let all: BTreeMap<NodeName, Fact> =
+            (0..2000).map(|number| (name(number), if number == 1999 { away() } else { here(1) })).collect();
+        let (pool, _) = pool(None, false);
+        let plan = Plan { hosts: all.keys().cloned().collect(), ..Plan::default() };
+        let status = super::status(&pool, &plan, &all, &Time(Timestamp::UNIX_EPOCH));
+        assert_eq!((status.hosts.len(), status.summary.as_str(), status.volumes), (MOST_HOSTS, "1999/2000", 1999));
+        assert!(status.hosts.iter().any(|host| host.state == HostState::Away));
+        assert!(serde_json::to_string(&status).unwrap().len() < 200_000);
+    }
+}
