@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 
 use cistern::config;
@@ -20,7 +18,7 @@ use cistern::proto::csi::v1::identity_server::IdentityServer;
 use cistern::proto::internal::fleet_server::FleetServer;
 use cistern::route::{ControllerDoor, Fleet, Patience, PeopleService, settle_all};
 
-use super::cluster::{Cluster, ClusterArgs};
+use super::cluster::ClusterArgs;
 use super::metrics::Watched;
 use super::server::{Doors, Failure, ServerArgs, Socket, give_up, stop_on_signal};
 
@@ -32,10 +30,11 @@ const STARTING: Duration = Duration::from_secs(15);
 /// The flags of `cistern controller`. It serves CSI (Identity and Controller) on its unix socket, to the sidecars beside it.
 #[derive(Args)]
 pub struct ControllerArgs {
-    /// The hosts, and the pools that are to be on them: hosts.yaml. Without it they are those of the cluster that this runs in
+    /// The hosts, and the pools that are to be on them: hosts.yaml. Without it the controller is in a cluster, whose objects
+    /// say so
     #[arg(long, env = "CISTERN_CONFIG")]
     config: Option<PathBuf>,
-    /// The directory with ca.crt, tls.crt and tls.key; see `cistern certs`. In a cluster the controller makes them
+    /// The directory with ca.crt, tls.crt and tls.key; see `cistern certs`
     #[arg(long, env = "CISTERN_TLS")]
     tls: PathBuf,
     /// How many seconds a host that is away is waited for before a volume that belongs on it is made on another
@@ -58,18 +57,27 @@ pub fn main(args: &ControllerArgs) -> super::Done {
 
 async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
-    let server = &args.server;
+    let tasks = Tasks::default();
+    let ControllerArgs { tls, server, .. } = args;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), endpoint = %server.endpoint.display(), "starting");
-    let opened = tokio::select! {
-        opened = Source::open(args, &stop) => opened?,
-        // cancel-safe: what was begun is made again by the next start
-        () = stop.cancelled() => {
-            give_up(&socket);
-            return Ok(());
+    let patience = Patience { placing: Duration::from_secs(args.patience), starting: STARTING };
+    let mut doors = Doors::new(&stop);
+    let fleet = match &args.config {
+        Some(config) => {
+            let fleet = Fleet::new(open_tls(tls)?, patience);
+            doors.spawn(follow_text(Arc::clone(&fleet), config.clone())?);
+            fleet
+        }
+        None => {
+            let joined = args.cluster.join(tls, &server.driver_name, patience, &mut doors, &stop).await?;
+            let Some(fleet) = joined else {
+                give_up(&socket);
+                return Ok(());
+            };
+            fleet
         }
     };
-    let (fleet, mut source, tasks) = (opened.fleet, opened.source, Tasks::default());
-    let settling = tokio::spawn(settle_all(Arc::clone(&fleet)));
+    doors.spawn(settle(Arc::clone(&fleet)));
     let ready = Arc::clone(&fleet);
     let identity =
         Identity { driver_name: server.driver_name.clone(), ready: Some(Box::new(move || ready.is_ready())) };
@@ -78,72 +86,21 @@ async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
         .add_service(IdentityServer::new(identity))
         .add_service(FleetServer::new(PeopleService { fleet: Arc::clone(&fleet) }))
         .add_service(ControllerDoor { fleet: Arc::clone(&fleet), tasks: tasks.clone() });
-    let mut doors = Doors::new(&stop);
     doors.open(socket, services.routes())?;
     // a controller that is not ready yet is well: it waits for hosts, and says so to whoever asks it
     server.show(Watched { fleet: Some(fleet), ..Default::default() }, &stop).await?;
     tracing::info!("serving");
-    tokio::select! {
-        // first: with a stop the others end too, and that is no failure
-        biased;
-        done = doors.finish(&tasks) => done,
-        // neither ends by itself: its death is the controller's, which starts anew
-        ended = source.ended() => ended,
-        ended = settling => Err(format!("names are not settled any more: {ended:?}").into()),
-    }
+    doors.finish(&tasks).await
 }
 
-/// A fleet, and where it comes from.
-struct Opened {
-    fleet: Arc<Fleet>,
-    source: Source,
-}
-
-/// What tells which hosts there are.
-enum Source {
-    /// hosts.yaml.
-    Text(JoinHandle<()>),
-    /// The cluster that this runs in.
-    Cluster(Cluster),
-}
-
-impl Source {
-    async fn open(args: &ControllerArgs, stop: &CancellationToken) -> Result<Opened, Failure> {
-        let patience = Patience { placing: Duration::from_secs(args.patience), starting: STARTING };
-        let Some(config) = &args.config else {
-            let mut cluster = Cluster::open(&args.cluster, &args.tls).await?;
-            let tls = open_tls(&args.tls)?;
-            // nodes enrol while the fleet is being read
-            if let Some(listen) = args.cluster.enrol_listen {
-                cluster.enrol(listen, &tls, stop).await?;
-            }
-            let fleet = Fleet::new(tls, patience);
-            cluster.follow(&args.cluster, &args.server.driver_name, &fleet).await;
-            return Ok(Opened { fleet, source: Source::Cluster(cluster) });
-        };
-        let tls = open_tls(&args.tls)?;
-        let read = std::fs::read(config).ok();
-        let text = config::read_hosts(config)?;
-        let fleet = Fleet::new(tls, patience);
-        fleet.apply(text);
-        let following = tokio::spawn(follow_text(Arc::clone(&fleet), config.clone(), read));
-        Ok(Opened { fleet, source: Source::Text(following) })
-    }
-
-    /// Waits for an end that should not be.
-    async fn ended(&mut self) -> Result<(), Failure> {
-        match self {
-            Source::Text(following) => {
-                let ended = following.await;
-                Err(format!("hosts.yaml is not followed any more: {ended:?}").into())
-            }
-            Source::Cluster(cluster) => cluster.ended().await,
-        }
-    }
+/// It does not end by itself: its death is the controller's, which starts anew.
+async fn settle(fleet: Arc<Fleet>) -> Result<(), Failure> {
+    settle_all(fleet).await;
+    Err("names are not settled any more".into())
 }
 
 /// The certificate must be a controller's: hosts answer no other.
-fn open_tls(directory: &Path) -> Result<Arc<Tls>, Failure> {
+pub fn open_tls(directory: &Path) -> Result<Arc<Tls>, Failure> {
     let tls = Tls::open(directory)?;
     let identity = tls.identity();
     if identity.is(Role::Controller) {
@@ -152,20 +109,24 @@ fn open_tls(directory: &Path) -> Result<Arc<Tls>, Failure> {
     Err(format!("the certificate in {} is that of {identity}, and no controller's", directory.display()).into())
 }
 
-/// Follows hosts.yaml. One that is wrong changes nothing.
-async fn follow_text(fleet: Arc<Fleet>, path: PathBuf, mut read: Option<Vec<u8>>) {
-    loop {
-        tokio::time::sleep(RELOAD_EVERY).await;
-        let now = tokio::fs::read(&path).await.ok();
-        if now == read {
-            continue;
+/// Applies hosts.yaml, and follows it. One that is wrong changes nothing, but for the first, which is an error.
+fn follow_text(fleet: Arc<Fleet>, path: PathBuf) -> Result<impl Future<Output = Result<(), Failure>> + Send, Failure> {
+    let mut read = std::fs::read(&path).ok();
+    fleet.apply(config::read_hosts(&path)?);
+    Ok(async move {
+        loop {
+            tokio::time::sleep(RELOAD_EVERY).await;
+            let now = tokio::fs::read(&path).await.ok();
+            if now == read {
+                continue;
+            }
+            read = now;
+            match config::read_hosts(&path) {
+                Ok(text) => fleet.apply(text),
+                Err(error) => tracing::error!(error = %chain(&error), "the fleet stays as it is"),
+            }
         }
-        read = now;
-        match config::read_hosts(&path) {
-            Ok(text) => fleet.apply(text),
-            Err(error) => tracing::error!(error = %chain(&error), "the fleet stays as it is"),
-        }
-    }
+    })
 }
 
 /// A connection to each host is an open file; what the system allows at most is taken.

@@ -28,6 +28,10 @@ pub struct HostSpec {
     /// Stores that are this host's: nobody else's word for them counts, and ids of them can be placed before it was seen.
     #[serde(default)]
     pub stores: Vec<StoreId>,
+    /// Stores that it was seen with before this controller started: where to look for one that nobody has shown since, and
+    /// no proof of anything.
+    #[serde(skip)]
+    pub seen: Vec<StoreId>,
 }
 
 /// A pool that controllers bring to hosts.
@@ -100,7 +104,7 @@ fn pool(value: serde_json::Value) -> Result<FleetPool, ConfigError> {
     Ok(FleetPool { spec: parse_entry(&text)?, text })
 }
 
-/// Whether this is `ADDR:PORT`, where ADDR is a name or an address (an IPv6 one in brackets).
+/// `ADDR:PORT`, where ADDR is a name or an address (an IPv6 one in brackets).
 pub fn is_address(text: &str) -> bool {
     let parts = text.rsplit_once(':').map(|(address, port)| (address, port.parse::<u16>()));
     let fits = |address: &str| {

@@ -1,314 +1,307 @@
-//! The fleet of a cluster: its StoragePools, and its nodes as hosts. A node is a host from the moment kubelet has registered
-//! the driver on it until its Node object is gone; a driver that is just being replaced is no node that has left.
+//! The fleet of a cluster, from its objects: every node that has the driver is a host, StoragePools are the pools. Pure: what
+//! was seen goes in, the fleet and what is wrong with it come out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use futures_util::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::api::storage::v1::CSINode;
-use kube::api::PartialObjectMeta;
-use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
-use tokio::sync::Notify;
+use kube::ResourceExt;
 
-use super::pool::StoragePool;
+use super::pool::{self, StoragePool};
 use crate::config::{self, FleetPool, HostSpec};
-use crate::domain::{NodeId, NodeName};
+use crate::domain::error::chain;
+use crate::domain::{NodeId, NodeName, StoreId};
 
-/// Where a cluster's hosts listen for controllers.
-const PORT: u16 = 7443;
-/// Changes that come together are taken in together.
-const TOGETHER: Duration = Duration::from_millis(50);
+/// Where hosts of a cluster listen for controllers.
+pub const HOST_PORT: u16 = 7443;
 
-/// What the cluster holds of the fleet, followed.
-pub struct Followed {
-    /// The pools.
-    pub pools: Store<StoragePool>,
-    drivers: Store<CSINode>,
-    machines: Store<PartialObjectMeta<Node>>,
+/// What was seen of the cluster's objects, by their names.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// The pools, each as it was last understood.
+    pub pools: BTreeMap<String, StoragePool>,
+    /// Pools that cannot be understood as they are now, and why.
+    pub misread: BTreeMap<String, String>,
+    /// The labels of each node.
+    pub nodes: BTreeMap<String, BTreeMap<String, String>>,
+    /// The id that the driver has on each node, from its CSINode. It stays when the driver is taken from there: kubelet does
+    /// that whenever the driver starts anew, and a host that is not in the fleet is not asked for names.
+    pub drivers: BTreeMap<String, String>,
+    /// The pools that are in force.
+    pub in_force: BTreeMap<String, FleetPool>,
 }
 
-/// A pool of which something is wrong, for its owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    /// The pool.
-    pub pool: String,
-    /// What.
-    pub what: String,
+/// What a pool comes to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// The hosts that are to carry it.
+    pub hosts: BTreeSet<NodeName>,
+    /// Why its spec is not in force; what was in force before is, if anything was.
+    pub refused: Option<String>,
+    /// What else its owner should look at.
+    pub warnings: Vec<String>,
 }
 
-/// What becomes of the cluster's objects.
-#[derive(Debug, Default)]
-pub struct Read {
+/// The fleet, and what each pool comes to.
+#[derive(Debug, Clone, Default)]
+pub struct Made {
     /// The fleet.
     pub fleet: config::Fleet,
-    /// Pools that are in no fleet, and why.
-    pub mistakes: Vec<Mistake>,
+    /// What each pool comes to, by name.
+    pub plans: BTreeMap<String, Plan>,
+    /// Nodes that are no hosts though they have the driver, and why.
+    pub strange: BTreeMap<String, String>,
 }
 
-/// What was read before, and holds where nothing better can be read.
-#[derive(Debug, Default)]
-pub struct Remembered {
-    hosts: BTreeMap<NodeName, NodeId>,
-    pools: BTreeMap<String, Pool>,
-}
-
-/// A pool, and the hosts outside the cluster that it names.
-type Pool = (FleetPool, Vec<HostSpec>);
-
-/// Begins to follow the cluster. The future never ends by itself; what it follows can be read as soon as it has begun.
-pub fn follow(client: &Client, changed: &Arc<Notify>) -> (Followed, impl Future<Output = ()> + Send + 'static) {
-    let (pools, pools_writer) = reflector::store();
-    let (drivers, drivers_writer) = reflector::store();
-    let (machines, machines_writer) = reflector::store();
-    let config = watcher::Config::default;
-    let of_pools = reflector::reflector(pools_writer, watcher(Api::<StoragePool>::all(client.clone()), config()));
-    let of_drivers = reflector::reflector(drivers_writer, watcher(Api::<CSINode>::all(client.clone()), config()));
-    let of_machines =
-        reflector::reflector(machines_writer, watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), config()));
-    let all = {
-        let (one, two, three) = (Arc::clone(changed), Arc::clone(changed), Arc::clone(changed));
-        async move {
-            tokio::join!(
-                drain("pools", of_pools, one),
-                drain("drivers", of_drivers, two),
-                drain("nodes", of_machines, three)
-            );
-        }
-    };
-    (Followed { pools, drivers, machines }, all)
-}
-
-/// A cluster that does not answer changes nothing, and is asked again, less and less often.
-async fn drain<K>(
-    what: &str,
-    stream: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
-    changed: Arc<Notify>,
-) {
-    let stream = stream.default_backoff();
-    tokio::pin!(stream);
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(_) => changed.notify_one(),
-            Err(error) => {
-                tracing::warn!(error = %crate::domain::error::chain(&error), "the cluster's {what} stay as they were seen last")
-            }
-        }
-    }
-}
-
-impl Followed {
-    /// Waits until all of it was read once.
-    pub async fn ready(&self) {
-        let (pools, drivers, machines) = tokio::join!(
-            self.pools.wait_until_ready(),
-            self.drivers.wait_until_ready(),
-            self.machines.wait_until_ready()
-        );
-        // a writer that is gone will never be ready; its task's end is the process's
-        if pools.is_err() || drivers.is_err() || machines.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// The fleet as it is now.
-    pub fn read(&self, driver: &str, remembered: &mut Remembered) -> Read {
-        let machines: BTreeMap<String, BTreeMap<String, String>> =
-            self.machines.state().iter().map(|node| (node.name_any(), node.labels().clone())).collect();
-        let registered: Vec<String> = self.drivers.state().iter().filter_map(|node| node_id(node, driver)).collect();
-        note_hosts(&mut remembered.hosts, &machines, &registered);
-        let pools: Vec<StoragePool> = self.pools.state().iter().map(|pool| (**pool).clone()).collect();
-        fleet(&pools, remembered, &machines)
-    }
-
-    /// Waits until changes have come, and for those that come with them.
-    pub async fn changed(changed: &Notify) {
-        changed.notified().await;
-        tokio::time::sleep(TOGETHER).await;
-    }
-}
-
-fn node_id(node: &CSINode, driver: &str) -> Option<String> {
-    node.spec.drivers.iter().find(|of| of.name == driver).map(|of| of.node_id.clone())
-}
-
-/// Takes over what kubelets have registered, and forgets machines that are no nodes any more.
-fn note_hosts(
-    known: &mut BTreeMap<NodeName, NodeId>,
-    machines: &BTreeMap<String, BTreeMap<String, String>>,
-    registered: &[String],
-) {
-    for text in registered {
-        match text.parse::<NodeId>() {
-            Ok(id) => {
-                known.insert(id.name.clone(), id);
-            }
-            Err(error) => tracing::warn!(node = text, %error, "a node registered the driver with an id that is none"),
-        }
-    }
-    known.retain(|name, _| machines.contains_key(&name.to_string()));
-}
-
-/// The fleet of these objects. A pool that has become wrong stays as it was.
-fn fleet(
-    pools: &[StoragePool],
-    remembered: &mut Remembered,
-    machines: &BTreeMap<String, BTreeMap<String, String>>,
-) -> Read {
-    let Remembered { hosts, pools: before } = remembered;
-    let (mut read, mut mistakes) = (BTreeMap::new(), Vec::new());
+/// Makes the fleet.
+pub fn make(seen: &Seen) -> Made {
+    let mut made = Made::default();
+    let mut hosts = nodes(seen, &mut made.strange);
+    let cluster: BTreeSet<NodeName> = hosts.keys().cloned().collect();
+    // the older one keeps its place where two overlap
+    let mut pools: Vec<&StoragePool> = seen.pools.values().collect();
+    pools.sort_by_key(|pool| (pool.creation_timestamp(), pool.name_any()));
+    let mut entries = Vec::new();
     for pool in pools {
         let name = pool.name_any();
-        let parsed = read_pool(pool, hosts, machines).map_err(|what| {
-            mistakes.push(Mistake { pool: name.clone(), what });
-        });
-        if let Some(parsed) = parsed.ok().or_else(|| before.remove(&name)) {
-            read.insert(name, parsed);
+        let mut plan = Plan { refused: seen.misread.get(&name).cloned(), ..Plan::default() };
+        let external = external_hosts(pool, &cluster, &mut hosts, &mut plan.warnings);
+        plan.hosts = chosen(pool, seen, &cluster, external, &mut plan.warnings);
+        let entry = pool::entry(pool).map_err(|error| chain(&error));
+        let entry = entry.map_err(|why| plan.refused.get_or_insert(why)).ok();
+        if let Some(FleetPool { spec, text }) = entry.or_else(|| seen.in_force.get(&name).cloned()) {
+            let hosts = Some(plan.hosts.iter().cloned().collect());
+            entries.push(FleetPool { spec: crate::domain::PoolSpec { hosts, ..spec }, text });
         }
+        made.plans.insert(name, plan);
     }
-    *before = read;
-    let mut all: BTreeMap<NodeName, HostSpec> = hosts.iter().map(|(name, id)| (name.clone(), host_spec(id))).collect();
-    for (name, (_, external)) in before.iter() {
-        for host in external {
-            let other = all.entry(host.name.clone()).or_insert_with(|| host.clone());
-            if other != host {
-                let what = format!("host {} has other addresses elsewhere: {}", host.name, other.addresses.join(", "));
-                mistakes.push(Mistake { pool: name.clone(), what });
+    made.fleet = config::Fleet { hosts: hosts.into_values().collect(), pools: Some(entries) };
+    made
+}
+
+/// The cluster's own hosts: nodes with the driver, and nodes that had it and still are there.
+fn nodes(seen: &Seen, strange: &mut BTreeMap<String, String>) -> BTreeMap<NodeName, HostSpec> {
+    let stores = stores_seen(seen);
+    let mut hosts = BTreeMap::new();
+    for (name, id) in &seen.drivers {
+        match (id.parse::<NodeId>(), name.parse::<NodeName>()) {
+            (Ok(id), Ok(name)) if id.name == name => {
+                let address = |address| SocketAddr::new(address, HOST_PORT).to_string();
+                let addresses = id.addresses.into_iter().map(address).collect();
+                let seen = stores.get(&name).cloned().unwrap_or_default();
+                hosts.insert(name.clone(), HostSpec { name, addresses, stores: Vec::new(), seen });
+            }
+            (Ok(id), Ok(_)) => {
+                strange.insert(name.clone(), format!("the driver's id there is that of {}", id.name));
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                strange.insert(name.clone(), error.to_string());
             }
         }
     }
-    let of_fleet = before.values().map(|(pool, _)| pool.clone()).collect();
-    Read { fleet: config::Fleet { hosts: all.into_values().collect(), pools: Some(of_fleet) }, mistakes }
-}
-
-fn host_spec(id: &NodeId) -> HostSpec {
-    let address = |ip: &IpAddr| std::net::SocketAddr::new(*ip, PORT).to_string();
-    HostSpec { name: id.name.clone(), addresses: id.addresses.iter().map(address).collect(), stores: Vec::new() }
-}
-
-fn read_pool(
-    pool: &StoragePool,
-    hosts: &BTreeMap<NodeName, NodeId>,
-    machines: &BTreeMap<String, BTreeMap<String, String>>,
-) -> Result<Pool, String> {
-    let mut external = Vec::new();
-    for host in &pool.spec.external_hosts {
-        let name: NodeName = host.name.parse().map_err(|error| format!("externalHosts: {error}"))?;
-        if hosts.contains_key(&name) {
-            return Err(format!("externalHosts: {name} is a node of the cluster"));
-        }
-        if host.addresses.is_empty() || !host.addresses.iter().all(|address| config::is_address(address)) {
-            return Err(format!("externalHosts: {name} needs addresses of the form ADDR:PORT"));
-        }
-        external.push(HostSpec { name, addresses: host.addresses.clone(), stores: Vec::new() });
+    // a controller that has just started knows of these from the pools' status alone: they are away, and not forgotten
+    for (name, seen) in stores.iter().filter(|(name, _)| seen.nodes.contains_key(&name.to_string())) {
+        let (stores, seen, addresses) = (Vec::new(), seen.clone(), Vec::new());
+        hosts.entry(name.clone()).or_insert_with(|| HostSpec { name: name.clone(), addresses, stores, seen });
     }
-    let mut carried: BTreeSet<NodeName> = external.iter().map(|host| host.name.clone()).collect();
-    match (&pool.spec.hosts, &pool.spec.node_selector) {
+    hosts
+}
+
+/// The stores that the pools' status has with each host. A hint where a store may be, and no proof that it is there.
+fn stores_seen(seen: &Seen) -> BTreeMap<NodeName, Vec<StoreId>> {
+    let mut stores: BTreeMap<NodeName, Vec<StoreId>> = BTreeMap::new();
+    let hosts = seen.pools.values().filter_map(|pool| pool.status.as_ref()).flat_map(|status| &status.hosts);
+    for host in hosts {
+        if let (Ok(name), Ok(store)) = (host.host.parse(), host.store.parse()) {
+            stores.entry(name).or_default().push(StoreId(store));
+        }
+    }
+    stores
+}
+
+/// Adds a pool's external hosts to the fleet, and answers which they are.
+fn external_hosts(
+    pool: &StoragePool,
+    cluster: &BTreeSet<NodeName>,
+    hosts: &mut BTreeMap<NodeName, HostSpec>,
+    warnings: &mut Vec<String>,
+) -> BTreeSet<NodeName> {
+    let mut external = BTreeSet::new();
+    for host in &pool.spec.external_hosts {
+        let name: NodeName = match host.name.parse() {
+            Ok(name) => name,
+            Err(error) => {
+                warnings.push(format!("externalHosts: {error}"));
+                continue;
+            }
+        };
+        let wrong = host.addresses.iter().find(|address| !config::is_address(address));
+        if let Some(wrong) = wrong {
+            warnings.push(format!("external host {name}: {wrong:?} is not ADDR:PORT"));
+        } else if cluster.contains(&name) {
+            warnings.push(format!("external host {name} has the name of a node of the cluster"));
+        } else if hosts.get(&name).is_some_and(|other| other.addresses != host.addresses) {
+            warnings.push(format!("external host {name} stands in an older pool with other addresses"));
+        } else {
+            let addresses = host.addresses.clone();
+            let (stores, seen) = (Vec::new(), Vec::new());
+            hosts.entry(name.clone()).or_insert_with(|| HostSpec { name: name.clone(), addresses, stores, seen });
+            external.insert(name);
+        }
+    }
+    external
+}
+
+/// The hosts that are to carry a pool.
+fn chosen(
+    pool: &StoragePool,
+    seen: &Seen,
+    cluster: &BTreeSet<NodeName>,
+    mut external: BTreeSet<NodeName>,
+    warnings: &mut Vec<String>,
+) -> BTreeSet<NodeName> {
+    let spec = &pool.spec;
+    match (&spec.hosts, &spec.node_selector) {
         (Some(names), _) => {
             for name in names {
-                carried.insert(name.parse().map_err(|error| format!("hosts: {error}"))?);
+                match name.parse::<NodeName>() {
+                    Err(error) => warnings.push(format!("hosts: {error}")),
+                    Ok(name) => {
+                        if !cluster.contains(&name) && !external.contains(&name) {
+                            warnings.push(format!("host {name} is no node that has the driver"));
+                        }
+                        external.insert(name);
+                    }
+                }
             }
         }
-        (None, Some(selector)) => {
-            let fits =
-                |labels: &BTreeMap<String, String>| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-            let fitting = |name: &&NodeName| machines.get(&name.to_string()).is_some_and(fits);
-            carried.extend(hosts.keys().filter(fitting).cloned());
+        (None, Some(labels)) => {
+            let fits = |name: &&NodeName| {
+                let of_node = seen.nodes.get(&name.to_string());
+                of_node.is_some_and(|of_node| labels.iter().all(|(key, value)| of_node.get(key) == Some(value)))
+            };
+            external.extend(cluster.iter().filter(fits).cloned());
         }
-        (None, None) if external.is_empty() => carried.extend(hosts.keys().cloned()),
+        (None, None) if external.is_empty() => external.extend(cluster.iter().cloned()),
         (None, None) => {}
     }
-    let carried: Vec<NodeName> = carried.into_iter().collect();
-    let (spec, text) = pool.spec.entry(&pool.name_any(), &carried).map_err(|error| error.to_string())?;
-    Ok((FleetPool { spec, text }, external))
+    external
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn pool(name: &str, spec: serde_json::Value) -> StoragePool {
-        let mut spec = spec;
-        spec["dir"] = json!({ "path": format!("/srv/{name}") });
-        StoragePool::new(name, serde_json::from_value(spec).unwrap())
+    const STORE: &str = "0188e4b1-7c3a-4f00-8a1b-00ff00ff00ff";
+
+    fn pool(name: &str, spec: &str) -> (String, StoragePool) {
+        (name.to_owned(), StoragePool::new(name, serde_yaml::from_str(spec).unwrap()))
     }
 
-    fn machines(of: &[(&str, &str)]) -> BTreeMap<String, BTreeMap<String, String>> {
-        let labels = |disk: &str| [("disk".to_owned(), disk.to_owned())].into();
-        of.iter().map(|(name, disk)| ((*name).to_owned(), labels(disk))).collect()
+    /// Nodes a (disk=fast), b and c; the driver on a and b.
+    fn seen(pools: &[(&str, &str)]) -> Seen {
+        let labels = |fast: bool| fast.then(|| ("disk".to_owned(), "fast".to_owned())).into_iter().collect();
+        Seen {
+            pools: pools.iter().map(|(name, spec)| pool(name, spec)).collect(),
+            nodes: [("a", true), ("b", false), ("c", true)].map(|(name, fast)| (name.to_owned(), labels(fast))).into(),
+            drivers: [("a", "a,10.0.0.1,fd00::1"), ("b", "b,10.0.0.2")].map(|(n, id)| (n.into(), id.into())).into(),
+            ..Seen::default()
+        }
+    }
+
+    fn names(hosts: &BTreeSet<NodeName>) -> String {
+        hosts.iter().map(NodeName::to_string).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
-    fn which_hosts_carry_a_pool() {
-        let machines = machines(&[("a", "fast"), ("b", "slow"), ("c", "fast")]);
-        let mut known = Remembered::default();
-        // c's kubelet knows no driver yet
-        note_hosts(
-            &mut known.hosts,
-            &machines,
-            &["a,10.0.0.1,fd00::1".into(), "b,10.0.0.2".into(), "no address".into()],
+    fn a_pool_is_on_the_hosts_that_its_spec_chooses() {
+        for (spec, hosts, warning) in [
+            ("", "a b", ""),
+            ("nodeSelector: { disk: fast }", "a", ""),
+            ("nodeSelector: { disk: slow }", "", ""),
+            ("hosts: [b]", "b", ""),
+            ("hosts: [b, c]", "b c", "host c is no node that has the driver"),
+            ("hosts: [B]", "", "machine's name"),
+            ("externalHosts: [{ name: san, addresses: ['10.0.0.9:7443'] }]", "san", ""),
+            ("hosts: [a]\nexternalHosts: [{ name: san, addresses: ['10.0.0.9:7443'] }]", "a san", ""),
+            ("hosts: [san]\nexternalHosts: [{ name: san, addresses: ['10.0.0.9:7443'] }]", "san", ""),
+            ("externalHosts: [{ name: a, addresses: ['10.0.0.9:7443'] }]", "a b", "the name of a node"),
+            ("hosts: [a]\nexternalHosts: [{ name: san, addresses: ['10.0.0.9'] }]", "a", "ADDR:PORT"),
+        ] {
+            let made = make(&seen(&[("p", &format!("dir: {{ path: /srv }}\n{spec}"))]));
+            let plan = &made.plans["p"];
+            assert_eq!(names(&plan.hosts), hosts, "{spec}");
+            assert_eq!(warning.is_empty(), plan.warnings.is_empty(), "{spec}: {:?}", plan.warnings);
+            assert!(plan.warnings.iter().all(|said| said.contains(warning)), "{spec}: {:?}", plan.warnings);
+            let of_fleet = &made.fleet.pools.as_ref().unwrap()[0];
+            assert!(
+                made.fleet
+                    .hosts
+                    .iter()
+                    .all(|host| of_fleet.spec.may_be_on(&host.name) == plan.hosts.contains(&host.name))
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_are_the_nodes_that_have_the_driver() {
+        let made = make(&seen(&[]));
+        let hosts: Vec<_> =
+            made.fleet.hosts.iter().map(|host| (host.name.to_string(), host.addresses.clone())).collect();
+        let addresses = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            hosts,
+            [
+                ("a".into(), addresses(&["10.0.0.1:7443", "[fd00::1]:7443"])),
+                ("b".into(), addresses(&["10.0.0.2:7443"]))
+            ]
         );
-        let external = json!([{ "name": "filer", "addresses": ["10.1.0.1:7443"] }]);
-        for (spec, carried) in [
-            (json!({}), vec!["a", "b"]),
-            (json!({ "hosts": ["b", "later"] }), vec!["b"]),
-            (json!({ "nodeSelector": { "disk": "fast" } }), vec!["a"]),
-            (json!({ "nodeSelector": {} }), vec!["a", "b"]),
-            (json!({ "externalHosts": external }), vec!["filer"]),
-            (json!({ "externalHosts": external, "hosts": ["a"] }), vec!["a", "filer"]),
-        ] {
-            let read = fleet(&[pool("p", spec.clone())], &mut known, &machines);
-            assert_eq!(read.mistakes, [], "{spec}");
-            let of_fleet = &read.fleet.pools.as_ref().unwrap()[0];
-            let hosts: Vec<String> = read.fleet.hosts.iter().map(|host| host.name.to_string()).collect();
-            let on: Vec<&String> =
-                hosts.iter().filter(|host| of_fleet.spec.may_be_on(&host.parse().unwrap())).collect();
-            assert_eq!(on, carried, "{spec}");
-        }
-        let of_a = fleet(&[], &mut known, &machines).fleet.hosts.remove(0);
-        assert_eq!(of_a.addresses, ["10.0.0.1:7443", "[fd00::1]:7443"]);
+        assert_eq!(made.fleet.pools, Some(Vec::new()), "hosts are told that there are no pools");
     }
 
     #[test]
-    fn a_node_is_a_host_until_it_is_deleted() {
-        let (mut known, both) = (BTreeMap::new(), machines(&[("a", ""), ("b", "")]));
-        note_hosts(&mut known, &both, &["a,10.0.0.1".into(), "b,10.0.0.2".into()]);
-        // the driver's pod on b is being replaced, and a has another address
-        note_hosts(&mut known, &both, &["a,10.0.0.9".into()]);
-        let ids = |known: &BTreeMap<NodeName, NodeId>| known.values().map(NodeId::to_string).collect::<Vec<_>>();
-        assert_eq!(ids(&known), ["a,10.0.0.9", "b,10.0.0.2"]);
-        note_hosts(&mut known, &machines(&[("a", "")]), &["a,10.0.0.9".into()]);
-        assert_eq!(ids(&known), ["a,10.0.0.9"]);
+    fn an_id_that_is_none_costs_its_own_host_alone() {
+        for (id, why) in [("b", "node id"), ("b,x", "node id"), ("a,10.0.0.9", "that of a"), ("", "node id")] {
+            let mut seen = seen(&[]);
+            seen.drivers.insert("b".into(), id.into());
+            let made = make(&seen);
+            assert_eq!(made.fleet.hosts.len(), 1);
+            assert!(made.strange["b"].contains(why), "{:?}", made.strange);
+        }
     }
 
     #[test]
-    fn one_wrong_pool_keeps_no_other_away() {
-        let machines = machines(&[("a", "")]);
-        let mut known = Remembered::default();
-        note_hosts(&mut known.hosts, &machines, &["a,10.0.0.1".into()]);
-        for (spec, what) in [
-            (json!({ "reserve": "much" }), "reserve"),
-            (json!({ "hosts": ["A!"] }), "hosts"),
-            (json!({ "externalHosts": [{ "name": "a", "addresses": ["10.0.0.1:7443"] }] }), "node of the cluster"),
-            (json!({ "externalHosts": [{ "name": "x", "addresses": ["10.0.0.1"] }] }), "ADDR:PORT"),
-            (json!({ "lost": ["x"] }), "lost"),
-        ] {
-            let read = fleet(&[pool("wrong", spec), pool("right", json!({}))], &mut known, &machines);
-            let pools: Vec<String> = read.fleet.pools.unwrap().iter().map(|pool| pool.spec.name.to_string()).collect();
-            assert_eq!(pools, ["right"]);
-            assert_eq!(read.mistakes[0].pool, "wrong");
-            assert!(read.mistakes[0].what.contains(what), "{what}: {}", read.mistakes[0].what);
-        }
-        // one that was right stays as it was
-        let read = fleet(&[pool("right", json!({ "reserve": "much" }))], &mut known, &machines);
-        assert_eq!((read.fleet.pools.unwrap().len(), read.mistakes.len()), (1, 1));
-        assert!(fleet(&[], &mut known, &machines).fleet.pools.unwrap().is_empty());
+    fn a_spec_that_is_none_leaves_in_force_what_was() {
+        let good = make(&seen(&[("p", "dir: { path: /srv }")])).fleet.pools.unwrap();
+        let mut seen = seen(&[("p", "dir: { path: srv }"), ("q", "dir: { path: /q }")]);
+        assert_eq!(make(&seen).fleet.pools.unwrap().len(), 1);
+        seen.in_force.insert("p".into(), good[0].clone());
+        let made = make(&seen);
+        assert!(made.plans["p"].refused.as_ref().unwrap().contains("absolute"), "{:?}", made.plans);
+        let texts: Vec<_> = made.fleet.pools.unwrap().into_iter().map(|pool| pool.text).collect();
+        assert!(texts.len() == 2 && texts.contains(&good[0].text), "{texts:?}");
+    }
+
+    #[test]
+    fn a_node_that_had_a_store_is_not_forgotten_while_it_is_in_the_cluster() {
+        let mut seen = seen(&[("p", "dir: { path: /srv }")]);
+        let status: pool::StoragePoolStatus = serde_json::from_value(serde_json::json!({
+            "hosts": [{ "host": "c", "state": "Ready", "store": STORE }, { "host": "d", "state": "Ready", "store": STORE }],
+        }))
+        .unwrap();
+        seen.pools.get_mut("p").unwrap().status = Some(status);
+        let made = make(&seen);
+        let hosts: Vec<_> = made.fleet.hosts.iter().map(|host| (host.name.to_string(), host.seen.len())).collect();
+        assert_eq!(hosts, [("a".into(), 0), ("b".into(), 0), ("c".into(), 1)], "d is no node any more");
+    }
+
+    #[test]
+    fn an_external_host_has_one_set_of_addresses_the_older_pools() {
+        let external = |port| {
+            format!("{{ dir: {{ path: /srv/{port} }}, externalHosts: [{{ name: san, addresses: ['x:{port}'] }}] }}")
+        };
+        let made = make(&seen(&[("p", &external(1)), ("q", &external(2))]));
+        assert_eq!(made.fleet.hosts.iter().find(|host| host.name.to_string() == "san").unwrap().addresses, ["x:1"]);
+        assert!(made.plans["q"].warnings[0].contains("older pool"), "{:?}", made.plans);
     }
 }

@@ -2,8 +2,10 @@
 
 pub mod authority;
 mod believed;
+mod elect;
 pub mod enrol;
 pub mod fleet;
-pub mod leader;
+pub mod keep;
 pub mod pool;
 pub mod status;
+pub mod watch;

@@ -1,369 +1,369 @@
-//! What is seen of the pools, written where their owners look: status, events, and the finalizer that keeps a pool's object for
-//! as long as the pool holds something. One controller writes; nothing is decided from what was written.
+//! What a StoragePool's status says, from what the hosts reported, and what holds a pool that is to be deleted. Pure.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::fleet::{Followed, Mistake};
-use super::leader::Leader;
-use super::pool::{Condition, HostStatus, StoragePool, StoragePoolStatus};
-use crate::domain::error::chain;
+use super::fleet::Plan;
+use super::pool::{HostState, HostStatus, StoragePool, StoragePoolStatus};
 use crate::domain::{NodeName, PoolName, size};
-use crate::route::Fleet;
+use crate::proto::internal;
+use crate::route::{self, Standing};
 
-/// Keeps the object of a pool that holds volumes.
-const FINALIZER: &str = "cistern.dev/volumes";
-/// Whose fields are written.
-const MANAGER: &str = "cistern-controller";
-/// How often all pools are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How often sizes alone are written anew.
-const SIZES_EVERY: Duration = Duration::from_secs(15);
+/// How many hosts stand in a status: an object of the cluster has room for so many. Those with trouble come first.
+const MOST_HOSTS: usize = 500;
+/// How many hosts a message names.
+const MOST_NAMED: usize = 3;
 
-/// Writes for as long as the controller runs and leads.
-pub struct Writer {
-    client: Client,
-    fleet: Arc<Fleet>,
-    leader: Leader,
-    recorder: Recorder,
-    /// What was written last of each pool, and when.
-    written: BTreeMap<String, (StoragePoolStatus, Instant)>,
+/// A pool on one host, as this controller knows it.
+#[derive(Debug, Clone, Default)]
+pub struct Fact {
+    /// Whether the host is in the fleet.
+    pub is_member: bool,
+    /// Why it does not answer; `None` while it does.
+    pub away: Option<String>,
+    /// Whether it has told all it has, at least once since this controller started.
+    pub is_whole: bool,
+    /// Why it does not take the pool.
+    pub refused: Option<String>,
+    /// The pool as it told it.
+    pub told: Option<internal::Pool>,
+    /// Its store, also one that was open before it went down.
+    pub store: String,
+    /// How many volumes and snapshots the store holds.
+    pub holds: (usize, usize),
 }
 
-impl Writer {
-    /// Writes under this name.
-    pub fn new(client: Client, name: &str, fleet: Arc<Fleet>, leader: Leader) -> Writer {
-        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(name.to_owned()) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Writer { client, fleet, leader, recorder, written: BTreeMap::new() }
-    }
-
-    /// Looks at all pools, again and again. `mistakes` tells what is wrong with the pools' text now.
-    pub async fn write_all(mut self, followed: Arc<Followed>, mistakes: impl Fn() -> Vec<Mistake>) {
-        loop {
-            if self.leader.is() {
-                let mistakes = mistakes();
-                for pool in followed.pools.state() {
-                    let mistake = mistakes.iter().find(|mistake| mistake.pool == pool.name_any());
-                    if let Err(error) = self.write(&pool, mistake).await {
-                        tracing::warn!(pool = pool.name_any(), error = %chain(&error), "what is seen of it cannot be written");
-                    }
-                }
-            } else {
-                self.written.clear();
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
-    async fn write(&mut self, pool: &StoragePool, mistake: Option<&Mistake>) -> Result<(), kube::Error> {
-        let api: Api<StoragePool> = Api::all(self.client.clone());
-        let name = pool.name_any();
-        let hosts = hosts(&self.fleet, &name, pool.status.as_ref());
-        let is_deleted = pool.metadata.deletion_timestamp.is_some();
-        let waits_for = waits_for(&hosts);
-        if is_deleted && waits_for.is_none() {
-            self.written.remove(&name);
-            return finalize(&api, pool, false).await;
-        }
-        if !is_deleted {
-            finalize(&api, pool, true).await?;
-        }
-        let before = pool.status.clone().unwrap_or_default();
-        let seen = Seen {
-            hosts,
-            mistake: mistake.map(|mistake| mistake.what.clone()),
-            waits_for: waits_for.filter(|_| is_deleted),
-        };
-        let status = status(pool, &before, seen, &Timestamp::now().to_string());
-        let is_due = match self.written.get(&name) {
-            Some((last, _)) if *last == status => false,
-            // sizes change all the time
-            Some((last, at)) => *without_sizes(last) != *without_sizes(&status) || at.elapsed() >= SIZES_EVERY,
-            None => before != status,
-        };
-        if is_due {
-            let patch = json!({
-                "apiVersion": StoragePool::api_version(&()), "kind": StoragePool::kind(&()), "status": status,
-            });
-            let params = PatchParams::apply(MANAGER).force();
-            api.patch_status(&name, &params, &Patch::Apply(patch)).await?;
-            self.tell(pool, &before, &status).await;
-        }
-        if is_due || !self.written.contains_key(&name) {
-            self.written.insert(name, (status, Instant::now()));
-        }
-        Ok(())
-    }
-
-    /// Events of what has changed for the worse, or is well again.
-    async fn tell(&self, pool: &StoragePool, before: &StoragePoolStatus, now: &StoragePoolStatus) {
-        let reference = pool.object_ref(&());
-        for (type_, reason, note) in news(before, now) {
-            let event = Event { type_, reason, note: Some(note), action: "Watching".to_owned(), secondary: None };
-            if let Err(error) = self.recorder.publish(&event, &reference).await {
-                tracing::debug!(%error, "an event cannot be written");
-            }
-        }
-    }
-}
-
-/// Adds the finalizer, or takes it away. A change that came in between is looked at first.
-async fn finalize(api: &Api<StoragePool>, pool: &StoragePool, wanted: bool) -> Result<(), kube::Error> {
-    let mut finalizers = pool.finalizers().to_vec();
-    if finalizers.iter().any(|finalizer| finalizer == FINALIZER) == wanted {
-        return Ok(());
-    }
-    match wanted {
-        true => finalizers.push(FINALIZER.to_owned()),
-        false => finalizers.retain(|finalizer| finalizer != FINALIZER),
-    }
-    let patch = json!({ "metadata": { "resourceVersion": pool.resource_version(), "finalizers": finalizers } });
-    match api.patch(&pool.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-        patched => patched.map(drop),
-    }
-}
-
-/// Each host's part of a pool, as it was reported. What was written earlier stands for hosts that were not heard since this
-/// controller's start.
-fn hosts(fleet: &Fleet, pool: &str, before: Option<&StoragePoolStatus>) -> Vec<HostStatus> {
-    let Ok(name) = pool.parse::<PoolName>() else { return Vec::new() };
-    let (text, inventory) = (fleet.text(), fleet.inventory());
-    let spec = text.pools.iter().flatten().find(|of_fleet| of_fleet.spec.name == name).map(|of_fleet| &of_fleet.spec);
-    let mut hosts = Vec::new();
-    for link in fleet.links() {
-        let (view, is_to) = (inventory.pool(&link.name, &name), spec.is_some_and(|spec| spec.may_be_on(&link.name)));
-        let earlier = before.and_then(|before| before.hosts.iter().find(|host| host.name == link.name.to_string()));
-        let Some(view) = view else {
-            if inventory.is_whole(&link.name) && !is_to {
-                continue;
-            }
-            if is_to || earlier.is_some_and(|earlier| earlier.store.is_some()) {
-                hosts.push(unheard(&link.name, link.is_here(), earlier));
-            }
-            continue;
-        };
-        let store = view.store.or(view.last_store);
-        let (volumes, snapshots) = store.map_or((0, 0), |store| inventory.count(&link.name, &store));
-        let bytes = |size: u64| view.store.map(|_| i64::try_from(size).unwrap_or(i64::MAX));
-        let (state, message) = match (link.is_here(), &view.down) {
-            (true, None) => ("Ready", None),
-            (true, Some((_, why))) => ("Down", Some(why.clone())),
-            (false, _) => ("Away", Some("the host does not answer".to_owned())),
-        };
-        hosts.push(HostStatus {
-            name: link.name.to_string(),
-            state: state.to_owned(),
-            store: store.map(|store| store.to_string()),
-            message,
-            total_bytes: bytes(view.told.total_bytes),
-            allocated_bytes: bytes(view.told.promised_bytes),
-            available_bytes: bytes(view.available),
-            volumes,
-            snapshots,
+/// What is known of a pool on these hosts.
+pub fn facts(fleet: &route::Fleet, pool: &str, hosts: BTreeSet<NodeName>) -> BTreeMap<NodeName, Fact> {
+    let Ok(pool) = pool.parse::<PoolName>() else { return BTreeMap::new() };
+    let inventory = fleet.inventory();
+    let fact = |host: NodeName| {
+        let view = inventory.pool(&host, &pool);
+        let store = view.and_then(|view| view.last_store);
+        let link = fleet.link(&host);
+        let away = link.as_ref().map(|link| link.standing()).and_then(|standing| match standing {
+            Standing::Here { .. } => None,
+            Standing::Away { why, .. } => Some(why),
         });
-    }
-    hosts
-}
-
-fn unheard(name: &NodeName, is_here: bool, earlier: Option<&HostStatus>) -> HostStatus {
-    let (state, message) = match is_here {
-        true => ("Waiting", "the host has not opened it yet"),
-        false => ("Away", "the host does not answer"),
+        let fact = Fact {
+            is_member: link.is_some(),
+            away,
+            is_whole: inventory.is_whole(&host),
+            refused: fleet.refusal(&host, &pool),
+            told: view.map(|view| view.told.clone()),
+            store: store.map(|store| store.to_string()).unwrap_or_default(),
+            holds: store.map_or((0, 0), |store| inventory.holds(&host, &store)),
+        };
+        (host, fact)
     };
-    let earlier = earlier.cloned().unwrap_or_default();
-    HostStatus { name: name.to_string(), state: state.to_owned(), message: Some(message.to_owned()), ..earlier }
+    hosts.into_iter().map(fact).collect()
 }
 
-/// Why a pool's object cannot go yet: something is in it, or a host that carries it cannot say.
-fn waits_for(hosts: &[HostStatus]) -> Option<String> {
-    let full = hosts.iter().filter(|host| host.volumes + host.snapshots > 0);
-    let full: Vec<String> = full
-        .map(|host| format!("{} volumes and {} snapshots on {}", host.volumes, host.snapshots, host.name))
-        .collect();
-    if !full.is_empty() {
-        return Some(format!("it holds {}", full.join(", ")));
-    }
-    let silent = hosts.iter().filter(|host| host.store.is_some() && host.state != "Ready");
-    let silent: Vec<&str> = silent.map(|host| host.name.as_str()).collect();
-    (!silent.is_empty()).then(|| format!("what it holds on {} is not known now", silent.join(", ")))
+/// The hosts that a pool's status is about: those that are to carry it, and those where something of it was seen.
+pub fn hosts(pool: &StoragePool, plan: &Plan) -> BTreeSet<NodeName> {
+    let before = pool.status.iter().flat_map(|status| &status.hosts).filter_map(|host| host.host.parse().ok());
+    plan.hosts.iter().cloned().chain(before).collect()
 }
 
-/// What is seen of a pool.
-struct Seen {
-    hosts: Vec<HostStatus>,
-    mistake: Option<String>,
-    waits_for: Option<String>,
-}
-
-fn status(pool: &StoragePool, before: &StoragePoolStatus, seen: Seen, now: &str) -> StoragePoolStatus {
-    let Seen { hosts, mistake, waits_for } = seen;
-    let sum = |of: fn(&HostStatus) -> Option<i64>| hosts.iter().filter_map(of).fold(0, i64::saturating_add);
-    let shown = |bytes: i64| Some(size::show(u64::try_from(bytes).unwrap_or_default()));
-    let ready = hosts.iter().filter(|host| host.state == "Ready").count();
-    let not_ready: Vec<String> = hosts
-        .iter()
-        .filter(|host| host.state != "Ready")
-        .map(|host| format!("{}: {}", host.name, host.message.as_deref().unwrap_or(&host.state)))
-        .collect();
-    let (is_ready, reason, message) = match (&mistake, hosts.len()) {
-        (Some(mistake), _) => ("False", "Invalid", mistake.clone()),
-        (None, 0) => ("False", "NoHosts", "no host carries it".to_owned()),
-        (None, all) if ready == all => ("True", "AllHostsReady", "all hosts serve it".to_owned()),
-        (None, _) => ("False", "HostsNotReady", not_ready.join("; ")),
+/// The status.
+pub fn status(pool: &StoragePool, plan: &Plan, facts: &BTreeMap<NodeName, Fact>, now: &Time) -> StoragePoolStatus {
+    let before = pool.status.clone().unwrap_or_default();
+    let previous: BTreeMap<&str, &HostStatus> = before.hosts.iter().map(|host| (host.host.as_str(), host)).collect();
+    let on = |(name, fact): (&NodeName, &Fact)| {
+        let was = previous.get(name.to_string().as_str()).copied();
+        on_host(name, plan.hosts.contains(name), fact, was)
     };
-    let mut conditions = vec![condition("Ready", is_ready, reason, message, before, now)];
-    if let Some(what) = waits_for {
-        conditions.push(condition("Deleting", "False", "HoldsVolumes", format!("waits: {what}"), before, now));
-    }
-    StoragePoolStatus {
+    let is_lost = |host: &HostStatus| pool.spec.lost.contains(&host.store);
+    let mut hosts: Vec<HostStatus> = facts.iter().filter_map(on).collect();
+    hosts.retain(|host| host.state != HostState::Gone || !is_lost(host));
+    let told = || facts.iter().filter(|(name, fact)| plan.hosts.contains(name) && fact.away.is_none());
+    let sum = |bytes: fn(&internal::Pool) -> u64| {
+        let all = told().filter_map(|(_, fact)| fact.told.as_ref()).filter(|pool| pool.down.is_empty());
+        size::show(all.map(bytes).fold(0, u64::saturating_add))
+    };
+    let ready = hosts.iter().filter(|host| host.state == HostState::Ready).count();
+    let wanted = plan.hosts.len();
+    let counted = |count: fn(&HostStatus) -> i64| hosts.iter().map(count).sum();
+    let mut status = StoragePoolStatus {
         observed_generation: pool.metadata.generation,
-        medium: pool.spec.dir.as_ref().map(|_| "dir".to_owned()),
-        conditions,
-        hosts_ready: Some(format!("{ready}/{}", hosts.len())),
-        total: shown(sum(|host| host.total_bytes)),
-        allocated: shown(sum(|host| host.allocated_bytes)),
-        available: shown(sum(|host| host.available_bytes)),
-        volumes: sum(|host| Some(host.volumes)),
-        snapshots: sum(|host| Some(host.snapshots)),
-        hosts,
+        conditions: Vec::new(),
+        summary: format!("{ready}/{wanted}"),
+        capacity: sum(|pool| pool.total_bytes),
+        allocated: sum(|pool| pool.promised_bytes),
+        available: sum(|pool| pool.available_bytes),
+        overcommit: Some(pool.spec.overcommit.unwrap_or(1.0)),
+        volumes: counted(|host| host.volumes),
+        snapshots: counted(|host| host.snapshots),
+        hosts: Vec::new(),
+    };
+    let mut conditions = vec![accepted(plan), is_ready(plan, &hosts)];
+    if pool.metadata.deletion_timestamp.is_some() {
+        let held = held(pool, plan, facts, &before.hosts);
+        let text = if held.is_empty() { "nothing holds it".to_owned() } else { several(&held) };
+        conditions.push(("Deleting", true, if held.is_empty() { "Empty" } else { "HoldsVolumes" }, text));
+    }
+    let condition = |said| condition(said, &before.conditions, pool.metadata.generation, now);
+    status.conditions = conditions.into_iter().map(condition).collect();
+    if hosts.len() > MOST_HOSTS {
+        hosts.sort_by_key(|host| (host.state == HostState::Ready, host.host.clone()));
+        hosts.truncate(MOST_HOSTS);
+        hosts.sort_by(|one, other| one.host.cmp(&other.host));
+    }
+    status.hosts = hosts;
+    status
+}
+
+/// The pool on one host; `None` where there is nothing to tell.
+fn on_host(name: &NodeName, is_wanted: bool, fact: &Fact, before: Option<&HostStatus>) -> Option<HostStatus> {
+    let remembered = before.filter(|before| !before.store.is_empty());
+    let told = fact.told.as_ref();
+    let (state, message) = match (is_wanted, &fact.refused, &fact.away, told) {
+        (false, ..) => match remembered.filter(|before| before.volumes + before.snapshots > 0) {
+            None => return None,
+            Some(_) if fact.is_member => (HostState::Gone, "the host is not to carry the pool any more".to_owned()),
+            Some(_) => (HostState::Gone, "the host left the cluster".to_owned()),
+        },
+        _ if !fact.is_member => (HostState::Away, "there is no such host".to_owned()),
+        (_, Some(why), ..) => (HostState::Refused, why.clone()),
+        (_, _, Some(why), _) if why.is_empty() => (HostState::Away, "the host was not reached yet".to_owned()),
+        (_, _, Some(why), _) => (HostState::Away, why.clone()),
+        (_, _, None, None) => (HostState::Pending, "the host has not told of the pool yet".to_owned()),
+        (_, _, None, Some(told)) if !told.down.is_empty() => (HostState::Down, told.down.clone()),
+        (_, _, None, Some(_)) => (HostState::Ready, String::new()),
+    };
+    let store =
+        if fact.store.is_empty() { remembered.map(|before| before.store.clone()) } else { Some(fact.store.clone()) };
+    // what was counted before this controller started stands until the store is seen again
+    let (volumes, snapshots) = match remembered.filter(|_| fact.store.is_empty() || state == HostState::Gone) {
+        Some(before) => (before.volumes, before.snapshots),
+        None => (count(fact.holds.0), count(fact.holds.1)),
+    };
+    let shown = |bytes: fn(&internal::Pool) -> u64| {
+        told.filter(|_| state == HostState::Ready).map(|pool| size::show(bytes(pool))).unwrap_or_default()
+    };
+    Some(HostStatus {
+        host: name.to_string(),
+        state,
+        store: store.unwrap_or_default(),
+        total: shown(|pool| pool.total_bytes),
+        free: shown(|pool| pool.free_bytes),
+        allocated: shown(|pool| pool.promised_bytes),
+        available: shown(|pool| pool.available_bytes),
+        volumes,
+        snapshots,
+        message,
+    })
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// What a condition says: its type, whether it is so, the reason, the message.
+type Said = (&'static str, bool, &'static str, String);
+
+fn accepted(plan: &Plan) -> Said {
+    match (&plan.refused, plan.warnings.is_empty()) {
+        (Some(why), _) => ("Accepted", false, "SpecRefused", format!("{why}; what was in force before stays")),
+        (None, false) => ("Accepted", true, "Warnings", several(&plan.warnings)),
+        (None, true) => ("Accepted", true, "Accepted", String::new()),
     }
 }
 
-/// A condition; its time is that of its last change.
+fn is_ready(plan: &Plan, hosts: &[HostStatus]) -> Said {
+    if plan.hosts.is_empty() {
+        return (
+            "Ready",
+            false,
+            "NoHosts",
+            "no host is to carry it: no node has the driver and fits the spec".to_owned(),
+        );
+    }
+    let trouble = |host: &&HostStatus| !matches!(host.state, HostState::Ready | HostState::Gone);
+    let lacking: Vec<String> =
+        hosts.iter().filter(trouble).map(|host| format!("{}: {:?}: {}", host.host, host.state, host.message)).collect();
+    match (lacking.is_empty(), &plan.refused) {
+        (true, None) => ("Ready", true, "AllHosts", String::new()),
+        (true, Some(why)) => ("Ready", false, "SpecRefused", why.clone()),
+        (false, _) => ("Ready", false, "HostsNotReady", several(&lacking)),
+    }
+}
+
+/// Some of them, and how many more there are.
+fn several(texts: &[String]) -> String {
+    let named = texts.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join("; ");
+    match texts.len().saturating_sub(MOST_NAMED) {
+        0 => named,
+        more => format!("{named}; and {more} more"),
+    }
+}
+
 fn condition(
-    name: &str,
-    status: &str,
-    reason: &str,
-    message: String,
-    before: &StoragePoolStatus,
-    now: &str,
+    (type_, is_so, reason, message): Said,
+    before: &[Condition],
+    generation: Option<i64>,
+    now: &Time,
 ) -> Condition {
-    let earlier = before.conditions.iter().find(|earlier| earlier.r#type == name && earlier.status == status);
-    let last_transition_time = earlier.map_or(now, |earlier| &earlier.last_transition_time).to_owned();
+    let status = if is_so { "True" } else { "False" }.to_owned();
+    let same = before.iter().find(|before| before.type_ == type_ && before.status == status);
     Condition {
-        r#type: name.to_owned(),
-        status: status.to_owned(),
+        last_transition_time: same.map_or_else(|| now.clone(), |before| before.last_transition_time.clone()),
+        type_: type_.to_owned(),
+        status,
         reason: reason.to_owned(),
         message,
-        last_transition_time,
+        observed_generation: generation,
     }
 }
 
-/// The same without what changes with every write to a volume.
-fn without_sizes(status: &StoragePoolStatus) -> Box<StoragePoolStatus> {
-    let mut same = Box::new(status.clone());
-    (same.total, same.allocated, same.available) = (None, None, None);
-    for host in &mut same.hosts {
-        (host.total_bytes, host.allocated_bytes, host.available_bytes) = (None, None, None);
-    }
-    same
+/// Why a pool that is to be deleted stays: what its stores hold, and hosts that were not heard. A store that its owner gave up
+/// holds nothing; nor does a host that refuses the pool or never came to have a store.
+pub fn held(pool: &StoragePool, plan: &Plan, facts: &BTreeMap<NodeName, Fact>, before: &[HostStatus]) -> Vec<String> {
+    let holds = |(name, fact): (&NodeName, &Fact)| {
+        let was = before.iter().find(|before| before.host == name.to_string());
+        let host = on_host(name, plan.hosts.contains(name), fact, was)?;
+        if !host.store.is_empty() && pool.spec.lost.contains(&host.store) {
+            return None;
+        }
+        let what = contents(&host);
+        if !what.is_empty() {
+            return Some(format!("{what} on host {name} (store {})", host.store));
+        }
+        let is_known = match host.state {
+            HostState::Ready | HostState::Refused | HostState::Gone => true,
+            HostState::Away => fact.is_whole || !fact.is_member,
+            HostState::Down => host.store.is_empty(),
+            // a spec that was never in force was brought to nobody
+            HostState::Pending => plan.refused.is_some(),
+        };
+        (!is_known).then(|| format!("what host {name} has of it is not known: {}", host.message))
+    };
+    facts.iter().filter_map(holds).collect()
 }
 
-/// What is told of a change.
-fn news(before: &StoragePoolStatus, now: &StoragePoolStatus) -> Vec<(EventType, String, String)> {
-    let mut news = Vec::new();
-    for host in &now.hosts {
-        let earlier =
-            before.hosts.iter().find(|earlier| earlier.name == host.name).map(|earlier| earlier.state.as_str());
-        let message = host.message.clone().unwrap_or_default();
-        match host.state.as_str() {
-            "Ready" if earlier.is_some_and(|earlier| earlier != "Ready") => {
-                news.push((EventType::Normal, "HostReady".to_owned(), format!("{} serves it", host.name)));
-            }
-            state @ ("Down" | "Away") if earlier != Some(state) => {
-                news.push((EventType::Warning, format!("Host{state}"), format!("{}: {message}", host.name)));
-            }
-            _ => {}
-        }
-    }
-    for condition in &now.conditions {
-        let earlier = before.conditions.iter().find(|earlier| earlier.r#type == condition.r#type);
-        let is_new =
-            earlier.is_none_or(|earlier| earlier.reason != condition.reason || earlier.message != condition.message);
-        if is_new && matches!(condition.reason.as_str(), "Invalid" | "HoldsVolumes") {
-            news.push((EventType::Warning, condition.reason.clone(), condition.message.clone()));
-        }
-    }
-    news
+/// What a pool holds on a host: `2 volumes and 1 snapshot`.
+fn contents(host: &HostStatus) -> String {
+    let of = |number: i64, what: &str| match number {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        number => Some(format!("{number} {what}s")),
+    };
+    let both = [of(host.volumes, "volume"), of(host.snapshots, "snapshot")];
+    both.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
 
-    fn host(name: &str, state: &str, volumes: i64) -> HostStatus {
-        let (name, state) = (name.to_owned(), state.to_owned());
-        let message = (state != "Ready").then(|| "why".to_owned());
-        HostStatus {
-            name,
-            state,
-            message,
-            store: Some("s".to_owned()),
-            total_bytes: Some(1 << 30),
-            volumes,
-            ..Default::default()
-        }
+    const STORE: &str = "0188e4b1-7c3a-4f00-8a1b-00ff00ff00ff";
+
+    /// A pool that is to be on `a`, whose status has this of it.
+    fn pool(before: Option<(HostState, &str, i64)>, lost: bool) -> (StoragePool, Plan) {
+        let mut pool = StoragePool::new("p", serde_yaml::from_str("dir: { path: /srv }").unwrap());
+        pool.spec.lost.extend(lost.then(|| STORE.to_owned()));
+        let host = |(state, store, volumes): (HostState, &str, i64)| {
+            let text = serde_json::json!({ "host": "a", "state": state, "store": store, "volumes": volumes });
+            serde_json::from_value(text).unwrap()
+        };
+        let hosts = before.into_iter().map(host).collect();
+        pool.status = Some(StoragePoolStatus { hosts, ..StoragePoolStatus::default() });
+        (pool, Plan { hosts: ["a".parse().unwrap()].into(), ..Plan::default() })
     }
 
-    fn seen(hosts: Vec<HostStatus>) -> Seen {
-        Seen { hosts, mistake: None, waits_for: None }
+    fn here(volumes: usize) -> Fact {
+        let told = internal::Pool { store: STORE.to_owned(), total_bytes: 1 << 30, ..internal::Pool::default() };
+        let (store, holds) = (STORE.to_owned(), (volumes, 0));
+        Fact { is_member: true, is_whole: true, told: Some(told), store, holds, ..Fact::default() }
     }
 
-    fn pool() -> StoragePool {
-        StoragePool::new("p", Default::default())
+    fn down(store: &str) -> Fact {
+        let told = internal::Pool { down: "no disk".to_owned(), ..internal::Pool::default() };
+        Fact { told: Some(told), store: store.to_owned(), ..here(0) }
+    }
+
+    /// A host that was not heard since this controller started.
+    fn away() -> Fact {
+        Fact { is_member: true, away: Some("no route".to_owned()), ..Fact::default() }
+    }
+
+    fn facts(fact: Fact) -> BTreeMap<NodeName, Fact> {
+        [("a".parse().unwrap(), fact)].into()
     }
 
     #[test]
-    fn a_pool_is_ready_where_all_its_hosts_are() {
-        for (hosts, ready, reason, shown) in [
-            (vec![], "False", "NoHosts", "0/0"),
-            (vec![host("a", "Ready", 1), host("b", "Ready", 0)], "True", "AllHostsReady", "2/2"),
-            (vec![host("a", "Ready", 1), host("b", "Away", 0)], "False", "HostsNotReady", "1/2"),
-            (vec![host("a", "Down", 0)], "False", "HostsNotReady", "0/1"),
+    fn a_pool_that_is_to_go_is_held_by_what_it_holds_and_by_hosts_that_were_not_heard() {
+        let seen = |volumes| Some((HostState::Ready, STORE, volumes));
+        let gone = Fact::default();
+        let heard_before = Fact { away: Some("no route".to_owned()), ..here(0) };
+        let pending = Fact { told: None, store: String::new(), ..here(0) };
+        let refused = Fact { refused: Some("own file".to_owned()), ..pending.clone() };
+        for (before, lost, fact, held) in [
+            (None, false, here(0), ""),
+            (None, false, here(2), "2 volumes on host a"),
+            (None, true, here(2), ""),
+            (None, false, away(), "not known"),
+            (seen(0), false, away(), "not known"),
+            (seen(3), false, away(), "3 volumes on host a"),
+            (seen(3), true, away(), ""),
+            (None, false, heard_before, ""),
+            (None, false, pending, "not known"),
+            (None, false, refused, ""),
+            // it never came to have a store: a path that cannot be made, say
+            (None, false, down(""), ""),
+            (None, false, down(STORE), "not known"),
+            (seen(0), false, down(""), "not known"),
+            (seen(1), false, down(""), "1 volume on host a"),
+            (None, false, gone.clone(), ""),
+            (seen(1), false, gone.clone(), "1 volume on host a"),
+            (seen(1), true, gone, ""),
         ] {
-            let status = status(&pool(), &Default::default(), seen(hosts), "now");
-            let Condition { status: is_ready, reason: why, .. } = &status.conditions[0];
-            assert_eq!((is_ready.as_str(), why.as_str(), status.hosts_ready.as_deref()), (ready, reason, Some(shown)));
+            let (pool, plan) = pool(before, lost);
+            let said = super::held(&pool, &plan, &facts(fact.clone()), &pool.status.clone().unwrap().hosts).join("; ");
+            assert_eq!(said.is_empty(), held.is_empty(), "{before:?} lost={lost} {fact:?}: {said}");
+            assert!(said.contains(held), "{before:?} lost={lost} {fact:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_left_is_told_of_while_its_store_held_something() {
+        for (volumes, told) in [(0, 0), (2, 1)] {
+            let (pool, _) = pool(Some((HostState::Ready, STORE, volumes)), false);
+            let status = super::status(&pool, &Plan::default(), &facts(Fact::default()), &Time(Timestamp::UNIX_EPOCH));
+            assert_eq!((status.hosts.len(), status.volumes), (told, volumes));
+            assert!(status.hosts.iter().all(|host| host.state == HostState::Gone && host.store == STORE));
         }
     }
 
     #[test]
     fn a_condition_keeps_the_time_of_its_last_change() {
-        let time = |status: &StoragePoolStatus| status.conditions[0].last_transition_time.clone();
-        let first = status(&pool(), &Default::default(), seen(vec![host("a", "Ready", 0)]), "1");
-        let second = status(&pool(), &first, seen(vec![host("a", "Ready", 1)]), "2");
-        let third = status(&pool(), &second, seen(vec![host("a", "Away", 1)]), "3");
-        assert_eq!((time(&first), time(&second), time(&third)), ("1".into(), "1".into(), "3".into()));
-        let told = |before, now| news(before, now).into_iter().map(|(_, reason, _)| reason).collect::<Vec<_>>();
-        assert_eq!(told(&first, &second), Vec::<String>::new());
-        assert_eq!(told(&second, &third), ["HostAway"]);
-        assert_eq!(told(&third, &second), ["HostReady"]);
+        let (mut pool, plan) = pool(None, false);
+        let at = |second| Time(Timestamp::from_second(second).unwrap());
+        let mut ready = Vec::new();
+        for (second, fact) in [(1, here(0)), (2, here(1)), (3, down(STORE)), (4, away()), (5, here(1))] {
+            let status = super::status(&pool, &plan, &facts(fact), &at(second));
+            let condition = status.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+            ready.push((condition.status.clone(), condition.last_transition_time.0.as_second()));
+            pool.status = Some(status);
+        }
+        let expected = [("True", 1), ("True", 1), ("False", 3), ("False", 3), ("True", 5)];
+        assert_eq!(ready, expected.map(|(status, second)| (status.to_owned(), second)));
     }
 
     #[test]
-    fn what_the_end_of_a_pool_waits_for() {
-        for (hosts, waits) in [
-            (vec![], None),
-            (vec![host("a", "Ready", 0)], None),
-            (vec![host("a", "Ready", 2), host("b", "Ready", 0)], Some("2 volumes and 0 snapshots on a")),
-            // its host may have something that nobody has heard of
-            (vec![host("a", "Away", 0)], Some("on a is not known")),
-            // one that never opened it has nothing
-            (vec![HostStatus { store: None, ..host("a", "Waiting", 0) }], None),
-        ] {
-            let found = waits_for(&hosts);
-            assert_eq!(found.is_some(), waits.is_some(), "{hosts:?}");
-            assert!(waits.is_none_or(|waits| found.as_ref().is_some_and(|found| found.contains(waits))), "{found:?}");
-        }
+    fn hosts_in_trouble_stand_first_where_there_are_too_many() {
+        let name = |number: usize| format!("h{number:04}").parse::<NodeName>().unwrap();
+        let all: BTreeMap<NodeName, Fact> =
+            (0..2000).map(|number| (name(number), if number == 1999 { away() } else { here(1) })).collect();
+        let (pool, _) = pool(None, false);
+        let plan = Plan { hosts: all.keys().cloned().collect(), ..Plan::default() };
+        let status = super::status(&pool, &plan, &all, &Time(Timestamp::UNIX_EPOCH));
+        assert_eq!((status.hosts.len(), status.summary.as_str(), status.volumes), (MOST_HOSTS, "1999/2000", 1999));
+        assert!(status.hosts.iter().any(|host| host.state == HostState::Away));
+        assert!(serde_json::to_string(&status).unwrap().len() < 200_000);
     }
 }

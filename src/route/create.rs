@@ -28,6 +28,7 @@ pub async fn create(fleet: &Fleet, message: Bytes, waiting: &Waiting) -> Result<
         .map_err(|error| Status::internal(format!("the message cannot be read: {error}")))?;
     let preferred = parse::preferred(request.accessibility_requirements.as_ref());
     let asked = parse::create_volume(request)?;
+    fleet.when_known()?;
     let key = Key::of_name(Kind::Volume, &asked.name);
     let _name = fleet.names.exclusive(&key).map_err(|busy| Status::aborted(busy.to_string()))?;
     let answers = ask_all(fleet, &key).await;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
@@ -43,6 +43,8 @@ pub struct Fleet {
     inventory: RwLock<Inventory>,
     /// Which pools each host was brought last.
     brought: Mutex<HashMap<NodeName, Vec<String>>>,
+    /// Which of them it refused, and why.
+    refused: Mutex<HashMap<NodeName, BTreeMap<String, String>>>,
     text_changed: Notify,
     /// Turns of questions for names: first come, first served.
     pub(super) questions: Arc<Semaphore>,
@@ -52,7 +54,8 @@ pub struct Fleet {
     busy: Mutex<HashMap<(NodeName, Key), Instant>>,
     /// Something may have to be settled.
     pub(super) unsettled: Notify,
-    started: Instant,
+    /// When it had its first text.
+    started: OnceLock<Instant>,
     ready: AtomicBool,
 }
 
@@ -88,18 +91,20 @@ impl Fleet {
             links: RwLock::default(),
             inventory: RwLock::default(),
             brought: Mutex::default(),
+            refused: Mutex::default(),
             text_changed: Notify::new(),
             questions: Arc::new(Semaphore::new(QUESTIONS)),
             names: Guards::default(),
             busy: Mutex::default(),
             unsettled: Notify::new(),
-            started: Instant::now(),
+            started: OnceLock::new(),
             ready: AtomicBool::new(false),
         })
     }
 
     /// Makes the fleet that of the text: follows hosts that are new or have moved, lets go of those that are gone.
     pub fn apply(self: &Arc<Self>, text: config::Fleet) {
+        self.started.get_or_init(Instant::now);
         let mut links = write(&self.links);
         let wanted: BTreeMap<&NodeName, &Vec<String>> =
             text.hosts.iter().map(|host| (&host.name, &host.addresses)).collect();
@@ -147,21 +152,30 @@ impl Fleet {
         write(&self.inventory)
     }
 
+    /// Fails before it is known which hosts there are: a question to all of them would be asked of nobody.
+    pub(super) fn when_known(&self) -> Result<(), Status> {
+        let not_yet =
+            || Status::unavailable("the controller has just started, and does not know yet which hosts there are");
+        self.started.get().map(|_| ()).ok_or_else(not_yet)
+    }
+
     /// Whether every host has told what it has, or was found away; and at the latest after a bounded time.
     pub fn is_ready(&self) -> bool {
         if self.ready.load(Ordering::Relaxed) {
             return true;
         }
+        // nobody knows which hosts there are
+        let Some(started) = self.started.get() else { return false };
         let links = self.links();
         let inventory = self.inventory();
         let known = |link: &Arc<Link>| match link.is_here() {
             true => inventory.is_whole(&link.name),
             false => link.was_tried(),
         };
-        let is_ready = links.iter().all(known) || self.started.elapsed() >= self.patience.starting;
+        let is_ready = links.iter().all(known) || started.elapsed() >= self.patience.starting;
         if is_ready && !self.ready.swap(true, Ordering::Relaxed) {
             let away = links.iter().filter(|link| !link.is_here()).count();
-            tracing::info!(hosts = links.len(), away, milliseconds = self.started.elapsed().as_millis(), "ready");
+            tracing::info!(hosts = links.len(), away, milliseconds = started.elapsed().as_millis(), "ready");
         }
         is_ready
     }
@@ -284,8 +298,14 @@ impl Fleet {
         lock(&self.brought).remove(host);
     }
 
-    pub(super) fn brought(&self, host: &NodeName, pools: Vec<String>) {
+    pub(super) fn brought(&self, host: &NodeName, pools: Vec<String>, refused: BTreeMap<String, String>) {
         lock(&self.brought).insert(host.clone(), pools);
+        lock(&self.refused).insert(host.clone(), refused);
+    }
+
+    /// Why a host does not take a pool that it was brought; `None` where it does, as far as is known.
+    pub fn refusal(&self, host: &NodeName, pool: &PoolName) -> Option<String> {
+        lock(&self.refused).get(host)?.get(&pool.to_string()).cloned()
     }
 
     /// Waits until the pools that are to be on a host are not those that it was brought.

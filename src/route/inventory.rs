@@ -33,6 +33,8 @@ pub struct Inventory {
     stores: BTreeMap<StoreId, Vec<Claimed>>,
     /// Stores that stand with a host in the fleet's text.
     pinned: BTreeMap<StoreId, NodeName>,
+    /// Stores that were seen with a host before this controller started.
+    seen: BTreeMap<StoreId, NodeName>,
     /// In how many stores each volume's name is: only those in more than one.
     doubled: BTreeMap<Key, BTreeSet<StoreId>>,
     /// Volumes of all stores, by name; to see doubles.
@@ -134,6 +136,7 @@ impl Inventory {
     pub fn follow(&mut self, fleet: &Fleet) {
         self.pinned =
             fleet.hosts.iter().flat_map(|host| host.stores.iter().map(|id| (*id, host.name.clone()))).collect();
+        self.seen = fleet.hosts.iter().flat_map(|host| host.seen.iter().map(|id| (*id, host.name.clone()))).collect();
         let known: BTreeSet<&NodeName> = fleet.hosts.iter().map(|host| &host.name).collect();
         let gone: Vec<NodeName> = self.hosts.keys().filter(|host| !known.contains(host)).cloned().collect();
         for host in gone {
@@ -419,7 +422,7 @@ impl Inventory {
             (Some(claim), _) => Owner::Host(claim.host.clone()),
             (None, Some(pinned)) => Owner::Unseen(Some(pinned.clone())),
             (None, None) => match self.claims(store) {
-                [] => Owner::Unseen(None),
+                [] => Owner::Unseen(self.seen.get(store).cloned()),
                 several => Owner::Disputed(several.iter().map(|claim| claim.host.clone()).collect()),
             },
         }
@@ -479,15 +482,6 @@ impl Inventory {
     /// All pools that a host reported.
     pub fn pools(&self, host: &NodeName) -> impl Iterator<Item = (&PoolName, &PoolView)> {
         self.hosts.get(host).into_iter().flat_map(|view| &view.pools)
-    }
-
-    /// How many volumes and snapshots a host has in a store, as it reported.
-    pub fn count(&self, host: &NodeName, store: &StoreId) -> (i64, i64) {
-        let claim = self.stores.get(store).into_iter().flatten().find(|claim| claim.host == *host);
-        let Some(claim) = claim else { return (0, 0) };
-        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        let volumes = claim.volumes.values().filter(|volume| !volume.deleted).count();
-        (number(volumes), number(claim.snapshots.len()))
     }
 
     /// What hosts have of a name, also where it is remembered only.
@@ -560,6 +554,13 @@ impl Inventory {
         if let Some(claim) = self.claim(&host, &id.store) {
             claim.snapshots.entry(id.key).or_insert(Snapshot { session, ..snapshot });
         }
+    }
+
+    /// How many volumes and snapshots a store holds, as this host reported it.
+    pub fn holds(&self, host: &NodeName, store: &StoreId) -> (usize, usize) {
+        let claim = self.stores.get(store).into_iter().flatten().find(|claim| claim.host == *host);
+        let volumes = |claim: &Claimed| claim.volumes.values().filter(|volume| !volume.deleted).count();
+        claim.map_or((0, 0), |claim| (volumes(claim), claim.snapshots.len()))
     }
 
     /// Whether a host said that it has this store.

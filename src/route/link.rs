@@ -1,5 +1,6 @@
 //! One host, as a controller reaches it: its channel, whether it can be asked now, and the task that follows its report.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -284,10 +285,12 @@ async fn bring(fleet: &Fleet, link: &Link, pools: Vec<String>) -> Result<(), Sta
     let mut request = Request::new(internal::ApplyRequest { pools: pools.clone() });
     request.set_timeout(APPLY_BOUND);
     let answer = link.client().apply(request).await?.into_inner();
-    for internal::Refusal { pool, why } in answer.refusals.into_iter().take(pools.len()) {
+    let refused = answer.refusals.into_iter().take(pools.len()).map(|refusal| (refusal.pool, refusal.why));
+    let refused: BTreeMap<String, String> = refused.collect();
+    for (pool, why) in &refused {
         tracing::error!(host = %link.name, pool, why, "the host refuses a pool");
     }
-    fleet.brought(&link.name, pools);
+    fleet.brought(&link.name, pools, refused);
     Ok(())
 }
 

@@ -21,6 +21,7 @@ mod service;
 mod settle;
 
 pub use fleet::{Fleet, Patience};
+pub use link::Standing;
 pub use people::PeopleService;
 pub use service::ControllerDoor;
 pub use settle::settle_all;

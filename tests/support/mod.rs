@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod api;
+pub mod apiserver;
 pub mod client;
 pub mod cut;
 pub mod dice;
