@@ -33,7 +33,7 @@ impl Site {
             let address = own_loopback();
             site.api.apply_node(name, &format!("{name},{address}"), labels);
             let tls = site.pki.machine(name, &[Role::Host]);
-            let (listen, data) = (format!("{address}:7443"), site.place.path(&format!("{name}-data")));
+            let (listen, data) = (format!("{address}:7443"), site.place.path(format!("{name}-data")));
             let mut command = site.cistern(name, "host", tls);
             command.args(["--node-id", name, "--listen", &listen]).arg("--data").arg(data);
             site.run(name, &mut command);
@@ -59,12 +59,12 @@ impl Site {
     }
 
     fn run(&mut self, name: &'static str, command: &mut Command) {
-        let process = Process::start(command, &self.place.path(&format!("{name}.log")));
+        let process = Process::start(command, &self.place.path(format!("{name}.log")));
         self.processes.insert(name, process);
     }
 
     fn socket(&self, name: &str) -> PathBuf {
-        self.place.path(&format!("{name}.sock"))
+        self.place.path(format!("{name}.sock"))
     }
 
     fn csi(&self, name: &str) -> Option<Csi> {
@@ -169,6 +169,11 @@ fn a_pool_comes_and_its_deletion_waits_for_what_it_holds() {
     let mut volume = Volume::block("pvc-1", 8 * MIB);
     site.csi("c2").unwrap().create(&mut volume).unwrap();
     site.status("p", "holds a volume", |status| status["volumes"] == 1);
+    let mut export = Command::new(env!("CARGO_BIN_EXE_cistern"));
+    let exported = export.arg("export-pvs").arg("--endpoint").arg(site.socket("c1")).output().unwrap().stdout;
+    site.api.kubectl(&["apply", "-f", "-"], &String::from_utf8(exported).unwrap()).unwrap();
+    assert_eq!(site.api.get(&["pv", "pvc-1"]).unwrap()["spec"]["csi"]["volumeHandle"], volume.id.as_str());
+
     site.api.kubectl(&["delete", "--wait=false", "storagepool", "p"], "").unwrap();
     let waits = |status: &Value| {
         condition(status, "Deleting")["message"].as_str().is_some_and(|text| text.contains("1 volume on host a"))
