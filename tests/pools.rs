@@ -19,10 +19,11 @@ use support::{Csi, Place, Volume, eventually};
 
 /// A cluster's objects, nodes `a` (disk=fast) and `b`, the host of each, and two controllers.
 struct Site {
+    // they go before the place that their logs are in
+    processes: BTreeMap<&'static str, Process>,
     api: ApiServer,
     place: Place,
     pki: Pki,
-    processes: BTreeMap<&'static str, Process>,
 }
 
 impl Site {
