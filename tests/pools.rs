@@ -19,10 +19,11 @@ use support::{Csi, Place, Volume, eventually};
 
 /// A cluster's objects, nodes `a` (disk=fast) and `b`, the host of each, and two controllers.
 struct Site {
+    // they go before the place that their logs are in
+    processes: BTreeMap<&'static str, Process>,
     api: ApiServer,
     place: Place,
     pki: Pki,
-    processes: BTreeMap<&'static str, Process>,
 }
 
 impl Site {
@@ -169,6 +170,11 @@ fn a_pool_comes_and_its_deletion_waits_for_what_it_holds() {
     let mut volume = Volume::block("pvc-1", 8 * MIB);
     site.csi("c2").unwrap().create(&mut volume).unwrap();
     site.status("p", "holds a volume", |status| status["volumes"] == 1);
+    let mut export = Command::new(env!("CARGO_BIN_EXE_cistern"));
+    let exported = export.arg("export-pvs").arg("--endpoint").arg(site.socket("c1")).output().unwrap().stdout;
+    site.api.kubectl(&["apply", "-f", "-"], &String::from_utf8(exported).unwrap()).unwrap();
+    assert_eq!(site.api.get(&["pv", "pvc-1"]).unwrap()["spec"]["csi"]["volumeHandle"], volume.id.as_str());
+
     site.api.kubectl(&["delete", "--wait=false", "storagepool", "p"], "").unwrap();
     let waits = |status: &Value| {
         condition(status, "Deleting")["message"].as_str().is_some_and(|text| text.contains("1 volume on host a"))

@@ -4,6 +4,7 @@ mod certs;
 mod cluster;
 mod controller;
 mod doctor;
+mod export_pvs;
 mod host;
 mod metrics;
 mod people;
@@ -55,6 +56,8 @@ enum Command {
     Doctor(PeopleArgs),
     /// Make the certificates that controllers, hosts and nodes show each other
     Certs(certs::CertsArgs),
+    /// Print PersistentVolumes of what the stores hold, for a cluster that is to take them over
+    ExportPvs(export_pvs::ExportArgs),
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Snapshot(ListCommand::Ls(args)) => people::snapshots(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::Certs(args) => certs::main(&args),
+        Command::ExportPvs(args) => export_pvs::main(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cistern", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -15,10 +15,11 @@ const TOKEN: &str = "of-a-test";
 
 /// An API server of a test's own.
 pub struct ApiServer {
+    // they go before the place that their logs are in
+    server: Option<Process>,
+    etcd: Process,
     place: Place,
     address: String,
-    etcd: Process,
-    server: Option<Process>,
 }
 
 /// An address of loopback that nobody else has: this process's number and a number of its own.
@@ -136,14 +137,5 @@ impl ApiServer {
     pub fn get(&self, arguments: &[&str]) -> Option<Value> {
         let text = self.kubectl(&[&["get", "-o", "json"], arguments].concat(), "").ok()?;
         serde_json::from_str(&text).ok()
-    }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.kill();
-        }
-        self.etcd.kill();
     }
 }
