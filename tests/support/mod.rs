@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod cluster;
 pub mod cut;
 pub mod dice;
 pub mod far;
@@ -19,6 +20,7 @@ pub mod sanity;
 pub mod server;
 
 pub use client::{Csi, Volume};
+pub use cluster::Cluster;
 pub use dice::Dice;
 pub use inventory::Inventory;
 pub use lab::{Host, Lab};
