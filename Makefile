@@ -1,6 +1,6 @@
 # What people and CI run. Everything below is one line here; how it is done stands in tests/ and demo/.
 
-# What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny.
+# What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny, Kubernetes.
 export CISTERN_CACHE ?= $(HOME)/.cache/cistern
 
 .PHONY: help build demo test lint unit sanity local lab cluster campaign bench setup fresh
