@@ -5,6 +5,7 @@
 pub mod config;
 pub mod csi;
 pub mod domain;
+pub mod kube;
 pub mod machine;
 pub mod medium;
 pub mod node;

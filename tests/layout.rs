@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Module, and what it may use besides itself and `domain`. Only the program's own files may use all.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("domain", &[]),
     ("config", &[]),
     ("machine", &[]),
@@ -19,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("peer", &["config", "csi", "machine", "pool", "proto"]),
     ("proto", &[]),
     ("route", &["config", "csi", "peer", "pool", "proto"]),
+    ("kube", &["config", "peer", "proto", "route"]),
 ];
 
 fn source(below: &str) -> PathBuf {

@@ -103,7 +103,7 @@ fn twice(machines: &[Machine]) -> Option<&NodeName> {
     names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)).map(|(_, name)| *name)
 }
 
-fn lock(args: &CertsArgs) -> Result<Lock, Box<dyn std::error::Error>> {
+fn lock(args: &CertsArgs) -> Result<Lock, super::server::Failure> {
     let dir = File::open(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     let lock = lock_exclusive_try(dir)?;
     Ok(lock.ok_or_else(|| format!("{}: another `cistern certs` works there", args.dir.display()))?)

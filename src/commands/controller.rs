@@ -18,6 +18,7 @@ use cistern::proto::csi::v1::identity_server::IdentityServer;
 use cistern::proto::internal::fleet_server::FleetServer;
 use cistern::route::{ControllerDoor, Fleet, Patience, PeopleService, settle_all};
 
+use super::metrics::Watched;
 use super::server::{Doors, Failure, ServerArgs, Socket, stop_on_signal};
 
 /// How often hosts.yaml is looked at.
@@ -70,9 +71,11 @@ async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
     services
         .add_service(IdentityServer::new(identity))
         .add_service(FleetServer::new(PeopleService { fleet: Arc::clone(&fleet) }))
-        .add_service(ControllerDoor { fleet, tasks: tasks.clone() });
+        .add_service(ControllerDoor { fleet: Arc::clone(&fleet), tasks: tasks.clone() });
     let mut doors = Doors::new(&stop);
     doors.open(socket, services.routes())?;
+    // a controller that is not ready yet is well: it waits for hosts, and says so to whoever asks it
+    server.show(Watched { fleet: Some(fleet), ..Default::default() }, &stop).await?;
     tracing::info!("serving");
     tokio::select! {
         done = doors.finish(&tasks) => done,

@@ -4,6 +4,7 @@ mod certs;
 mod controller;
 mod doctor;
 mod host;
+mod metrics;
 mod people;
 mod serve;
 mod server;
@@ -134,4 +135,4 @@ pub fn main() -> ExitCode {
 }
 
 /// How a command ends.
-type Done = Result<ExitCode, Box<dyn std::error::Error>>;
+type Done = Result<ExitCode, server::Failure>;

@@ -11,7 +11,7 @@ use cistern::proto::internal::{self, DescribeRequest, DescribeResponse};
 use super::{Done, Output, PeopleArgs};
 
 /// Asks the server on this machine.
-pub fn ask(args: &PeopleArgs, request: DescribeRequest) -> Result<DescribeResponse, Box<dyn std::error::Error>> {
+pub fn ask(args: &PeopleArgs, request: DescribeRequest) -> Result<DescribeResponse, super::server::Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async { Client::connect(&args.endpoint).await?.describe(request).await })?;
     Ok(answer)

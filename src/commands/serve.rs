@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -10,6 +11,7 @@ use cistern::domain::NodeId;
 use cistern::node::Node;
 use cistern::pool::tasks::Tasks;
 
+use super::metrics::Watched;
 use super::server::{Doors, Failure, MachineArgs, ServerArgs, Socket, give_up, stop_on_signal};
 use super::services::Services;
 use super::stores::{Source, Stores};
@@ -52,6 +54,8 @@ async fn serve(args: &ServeArgs, data: &Path, node: NodeId, socket: Socket) -> R
         .host(&stores.host, &tasks, files, data);
     let mut doors = Doors::new(&stop);
     doors.open(socket, services.routes())?;
+    let host = Some(Arc::clone(&stores.host));
+    args.server.show(Watched { host, ..Default::default() }, &stop).await?;
     tracing::info!("serving");
     doors.finish(&tasks).await?;
     stores.close().await;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -21,6 +22,8 @@ use cistern::domain::{NodeId, NodeName};
 use cistern::peer::Tls;
 use cistern::pool::tasks::Tasks;
 
+use super::metrics::{self, Watched};
+
 /// Where a server listens unless it is told otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:///run/cistern/csi.sock";
 
@@ -28,7 +31,7 @@ pub const DEFAULT_ENDPOINT: &str = "unix:///run/cistern/csi.sock";
 pub const DRAIN: Duration = Duration::from_secs(20);
 
 /// Why a command failed.
-pub type Failure = Box<dyn std::error::Error>;
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The flags of every server.
 #[derive(Args)]
@@ -45,6 +48,9 @@ pub struct ServerArgs {
     /// How to log
     #[arg(long, env = "CISTERN_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
+    /// The address to show /metrics and /healthz on, such as 127.0.0.1:7442
+    #[arg(long, env = "CISTERN_METRICS")]
+    metrics: Option<SocketAddr>,
 }
 
 /// The flags of a server that is one machine, as host, as node, or both.
@@ -80,6 +86,14 @@ impl ServerArgs {
         let done = runtime.block_on(work);
         runtime.shutdown_timeout(Duration::ZERO);
         done
+    }
+
+    /// Shows /metrics and /healthz, if it is to.
+    pub async fn show(&self, watched: Watched, stop: &CancellationToken) -> Result<(), Failure> {
+        match self.metrics {
+            Some(address) => metrics::open(address, watched, stop).await,
+            None => Ok(()),
+        }
     }
 
     /// Starts the log: lines on stderr.
@@ -168,7 +182,7 @@ impl Socket {
 /// The doors of a server, each served by a task of its own.
 pub struct Doors {
     stop: CancellationToken,
-    serving: JoinSet<Result<(), tonic::transport::Error>>,
+    serving: JoinSet<Result<(), Failure>>,
     sockets: Vec<PathBuf>,
 }
 
@@ -183,22 +197,20 @@ impl Doors {
         let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(socket.listener)?);
         self.sockets.push(socket.path);
         let router = Server::builder().add_routes(routes);
-        self.serving.spawn(router.serve_with_incoming_shutdown(incoming, self.stop.clone().cancelled_owned()));
+        let stopped = self.stop.clone().cancelled_owned();
+        self.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) });
         Ok(())
     }
 
+    /// A door with more to do than to serve. Its end is the server's.
+    pub fn spawn(&mut self, door: impl Future<Output = Result<(), Failure>> + Send + 'static) {
+        self.serving.spawn(door);
+    }
+
     /// Serves on a TCP address, to those who show a certificate that a row of the roles' table names.
-    pub async fn open_to_peers(
-        &mut self,
-        listen: SocketAddr,
-        tls: &std::sync::Arc<Tls>,
-        routes: Routes,
-    ) -> Result<(), Failure> {
-        let bound = tokio::net::TcpListener::bind(listen).await;
-        let listener = bound.map_err(|error| format!("{listen}: {error}"))?;
-        let incoming = std::sync::Arc::clone(tls).incoming(listener);
-        let router = cistern::peer::server().add_routes(routes);
-        self.serving.spawn(router.serve_with_incoming_shutdown(incoming, self.stop.clone().cancelled_owned()));
+    pub async fn open_to_peers(&mut self, listen: SocketAddr, tls: Arc<Tls>, routes: Routes) -> Result<(), Failure> {
+        let listener = bind(listen).await?;
+        self.spawn(serve_peers(listener, tls, routes, self.stop.clone()));
         Ok(())
     }
 
@@ -210,7 +222,7 @@ impl Doors {
             // cancel-safe: a token stays cancelled
             () = self.stop.cancelled() => {}
             // cancel-safe: what has ended is still there to be joined
-            Some(ended) = self.serving.join_next() => return Ok(ended??),
+            Some(ended) = self.serving.join_next() => return ended?,
         }
         tracing::info!("stopping");
         self.sockets.iter().for_each(|socket| Socket::remove(socket));
@@ -224,6 +236,23 @@ impl Doors {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Listens on a TCP address.
+pub async fn bind(listen: SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+    let bound = tokio::net::TcpListener::bind(listen).await;
+    Ok(bound.map_err(|error| format!("{listen}: {error}"))?)
+}
+
+/// Serves those who show a certificate that a row of the roles' table names, until the stop.
+pub async fn serve_peers(
+    listener: tokio::net::TcpListener,
+    tls: Arc<Tls>,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let router = cistern::peer::server().add_routes(routes);
+    Ok(router.serve_with_incoming_shutdown(tls.incoming(listener), stop.cancelled_owned()).await?)
 }
 
 /// Cancelled when a signal tells the server to end.

@@ -5,6 +5,7 @@ mod controller;
 mod identity;
 mod node;
 pub mod parse;
+mod registration;
 mod status;
 mod telemetry;
 
@@ -17,7 +18,8 @@ use tonic::{Request, Status};
 pub use controller::{Controller, capabilities, listed_snapshot, listed_volume};
 pub use identity::Identity;
 pub use node::NodeService;
-pub use telemetry::Telemetry;
+pub use registration::Registration;
+pub use telemetry::{Telemetry, register as register_metrics};
 
 pub use status::Coded;
 

@@ -19,10 +19,16 @@ use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -40,6 +46,38 @@ const REPORT: usize = 64 << 20;
 const REAPING: Duration = Duration::from_secs(2);
 
 static STARTED: AtomicU64 = AtomicU64::new(0);
+
+/// What is counted of all commands of this process.
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+    ended: Family::default(),
+    // from 4 ms to some minutes
+    seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.004, 4.0, 9))),
+});
+
+struct Metrics {
+    ended: Family<Ended, Counter>,
+    seconds: Family<Ran, Histogram>,
+}
+
+/// A tool, or a hidden word of our own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ran {
+    tool: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    tool: &'static str,
+    /// `succeeded`, `failed` or `killed`
+    end: &'static str,
+}
+
+/// Has what is counted of commands shown with the rest.
+pub fn register_metrics(registry: &mut Registry) {
+    let Metrics { ended, seconds } = &*METRICS;
+    registry.register("tool_runs", "External commands that have ended", ended.clone());
+    registry.register_with_unit("tool_duration", "How long external commands took", Unit::Seconds, seconds.clone());
+}
 
 /// How many commands this process has started; a number without noise for benches.
 pub fn commands_started() -> u64 {
@@ -207,8 +245,7 @@ impl Command {
         let held = lock.try_clone().map_err(|source| self.not_started(source))?;
         STARTED.fetch_add(1, Ordering::Relaxed);
         let supervised = program(supervisor::program().as_os_str())
-            .arg(supervisor::WORD)
-            .arg("--")
+            .args(supervisor::words())
             .args(&words)
             // as its stdin, and not as a descriptor without close-on-exec, which a child started meanwhile would inherit
             .stdin(Stdio::from(held))
@@ -273,7 +310,15 @@ impl Command {
     }
 
     fn log(&self, end: End, began: Instant) {
-        tracing::debug!(argv = ?self.argv(), %end, took = ?began.elapsed(), "command");
+        let (tool, took) = (self.name(), began.elapsed());
+        tracing::debug!(argv = ?self.argv(), %end, ?took, "command");
+        let end = match end {
+            End::Exited(0) => "succeeded",
+            End::Exited(_) => "failed",
+            End::Killed(_) => "killed",
+        };
+        METRICS.ended.get_or_create(&Ended { tool, end }).inc();
+        METRICS.seconds.get_or_create(&Ran { tool }).observe(took.as_secs_f64());
     }
 }
 

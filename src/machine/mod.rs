@@ -7,6 +7,7 @@ pub mod file;
 pub mod filesystem;
 pub mod loopdev;
 pub mod mounts;
+pub mod namespaces;
 pub mod probe;
 pub mod supervisor;
 #[cfg(test)]

@@ -1,4 +1,8 @@
-//! An authority of our own, for those who have none: what `cistern certs` makes. Keys are ECDSA on P-256.
+//! An authority of our own, for those who have none: what `cistern certs` makes, and in a cluster the controller
+//! (`signer.rs`). Keys are ECDSA on P-256.
+
+pub mod directory;
+mod signer;
 
 use std::io;
 use std::ops::Range;
@@ -7,10 +11,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
+    Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, PublicKeyData,
 };
-
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
+
+pub use signer::{Signer, SignerError};
 
 use super::identity::{DOMAIN, dns_name};
 use super::tls::{self, TlsError};
@@ -79,6 +86,17 @@ pub enum CertsError {
         /// Why.
         source: io::Error,
     },
+    /// What was made would be of no use.
+    #[error("the new certificate is of no use")]
+    Useless(#[source] TlsError),
+    /// What is of no use any more cannot be removed.
+    #[error("cannot remove {}", path.display())]
+    Clear {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] FileError),
@@ -114,15 +132,7 @@ impl Authority {
                 key
             }
         };
-        let now = SystemTime::now();
-        let mut params = params(&name_of(&key), &(now - CLOCKS..now + days(AUTHORITY_DAYS)));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // whoever steals the key can be nobody else on the network with it
-        let ours = GeneralSubtree::DnsName(DOMAIN.to_owned());
-        params.name_constraints =
-            Some(NameConstraints { permitted_subtrees: vec![ours], excluded_subtrees: Vec::new() });
-        let certificate = params.self_signed(&key).map_err(made)?.pem();
+        let (params, certificate) = make_authority(&key).map_err(made)?;
         write_atomically(dir, "ca.crt", certificate.as_bytes())?;
         Ok(Authority { dir: dir.to_owned(), believed: certificate.into_bytes(), issuer: Issuer::new(params, key) })
     }
@@ -140,13 +150,7 @@ impl Authority {
     pub fn issue(&self, name: &NodeName, roles: &[Role], valid: Range<SystemTime>) -> Result<Issued, CertsError> {
         let made = |source| CertsError::Make { of: name.to_string(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(made)?;
-        let names: Vec<String> = roles.iter().map(|role| dns_name(name, *role)).collect();
-        let mut params = params(&name.to_string(), &valid);
-        params.subject_alt_names = CertificateParams::new(names).map_err(made)?.subject_alt_names;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(made)?.pem();
+        let certificate = sign(&self.issuer, &key, name, roles, valid).map_err(made)?;
         Ok(Issued { certificate, key: key.serialize_pem() })
     }
 
@@ -168,6 +172,91 @@ impl Authority {
 /// So many days.
 pub fn days(days: u32) -> Duration {
     Duration::from_secs(u64::from(days) * 24 * 3600)
+}
+
+/// From when until when a certificate is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// Its first moment.
+    pub from: SystemTime,
+    /// Its last.
+    pub until: SystemTime,
+}
+
+impl Life {
+    /// That of a certificate; none where it is no certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Life> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let at = |seconds: i64| Some(UNIX_EPOCH + Duration::from_secs(seconds.try_into().ok()?));
+        let validity = parsed.validity();
+        Some(Life { from: at(validity.not_before.timestamp())?, until: at(validity.not_after.timestamp())? })
+    }
+
+    /// That of the first certificate of a text.
+    pub fn of_pem(text: &[u8]) -> Option<Life> {
+        Life::of(&CertificateDer::from_pem_slice(text).ok()?)
+    }
+
+    /// When it is renewed.
+    pub fn middle(&self) -> SystemTime {
+        self.from + self.until.duration_since(self.from).unwrap_or_default() / 2
+    }
+}
+
+/// A certificate of an authority that is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// The certificate.
+    pub pem: String,
+    /// The first half of its SHA-256: what it is called in lists.
+    pub fingerprint: String,
+    /// How long it lives itself.
+    pub life: Life,
+}
+
+/// The certificates of a text that can be believed. What is between them, and what cannot be understood, is left out.
+pub fn anchors(text: &str) -> Vec<Anchor> {
+    let (begin, end) = ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----");
+    let blocks = text.split(begin).skip(1).filter_map(|rest| Some(rest.split_once(end)?.0));
+    blocks.filter_map(|block| anchor(format!("{begin}\n{}\n{end}\n", block.trim()))).collect()
+}
+
+fn anchor(pem: String) -> Option<Anchor> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    webpki::anchor_from_trusted_cert(&der).ok()?;
+    let digest = Sha256::digest(&der);
+    let fingerprint = digest[..16].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    Some(Anchor { fingerprint, life: Life::of(&der)?, pem })
+}
+
+/// An authority's certificate for ten years, signed by itself.
+fn make_authority(key: &KeyPair) -> Result<(CertificateParams, String), rcgen::Error> {
+    let now = SystemTime::now();
+    let mut params = params(&name_of(key), &(now - CLOCKS..now + days(AUTHORITY_DAYS)));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    // whoever steals the key can be nobody else on the network with it
+    let ours = GeneralSubtree::DnsName(DOMAIN.to_owned());
+    params.name_constraints = Some(NameConstraints { permitted_subtrees: vec![ours], excluded_subtrees: Vec::new() });
+    let certificate = params.self_signed(key)?.pem();
+    Ok((params, certificate))
+}
+
+/// Signs a machine's key for its name in these roles.
+fn sign(
+    issuer: &Issuer<'_, KeyPair>,
+    key: &impl PublicKeyData,
+    name: &NodeName,
+    roles: &[Role],
+    valid: Range<SystemTime>,
+) -> Result<String, rcgen::Error> {
+    let names: Vec<String> = roles.iter().map(|role| dns_name(name, *role)).collect();
+    let mut params = params(&name.to_string(), &valid);
+    params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params.signed_by(key, issuer)?.pem())
 }
 
 /// The authority's name follows from its key, so that no two have the same.

@@ -5,6 +5,7 @@
 pub mod certs;
 mod client;
 mod describe;
+pub mod enrol;
 mod host;
 mod identity;
 mod read;
@@ -21,7 +22,8 @@ pub use client::{Client, ClientError, channel};
 pub use host::HostService;
 pub use identity::{Identity, dns_name};
 pub use roles::{RolesLayer, caller};
-pub use tls::{PeerInfo, Tls, TlsError};
+pub use tls::{GuestInfo, PeerInfo, Tls, TlsError};
+pub use watch::Looks;
 
 /// The largest message that is read or written, in bytes: some 100,000 volumes.
 pub const LARGEST_MESSAGE: usize = 64 << 20;
@@ -47,4 +49,14 @@ pub fn server() -> Server<Stack<RolesLayer, NoLayer>> {
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_WAIT))
         .layer(RolesLayer)
+}
+
+/// The door for enrolment, to be given that service alone and [`Tls::incoming_guests`]: whoever comes has shown nothing yet,
+/// and is given little.
+pub fn guest_server() -> Server {
+    Server::builder()
+        .http2_max_header_list_size(16 << 10)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_concurrent_streams(1)
 }

@@ -6,6 +6,7 @@
 
 mod accept;
 mod connect;
+mod guests;
 mod set;
 
 use std::io;
@@ -14,9 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use accept::{Incoming, PeerInfo, PeerStream};
-pub(super) use set::FILES;
+pub use guests::{GuestInfo, GuestStream};
+pub(super) use guests::{greet_controller, of_controllers};
+use set::Set;
 pub use set::TlsError;
-use set::{Contents, Set};
+pub(super) use set::{Contents, FILES, read};
 
 use tokio::sync::Semaphore;
 
@@ -26,6 +29,11 @@ use crate::domain::error::chain;
 /// Whether these would do as `ca.crt`, `tls.crt` and `tls.key` of this directory.
 pub(super) fn check(dir: &Path, files: [&[u8]; 3]) -> Result<(), TlsError> {
     Set::new(dir, &files.map(|bytes| Ok(bytes.to_vec()))).map(drop)
+}
+
+/// Who these files of a directory speak for.
+pub(super) fn identity_of(dir: &Path, contents: &Contents) -> Result<Identity, TlsError> {
+    Set::new(dir, contents).map(|set| (*set.identity).clone())
 }
 
 /// How often the files are looked at, at most.

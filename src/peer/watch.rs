@@ -70,14 +70,13 @@ async fn tell(host: Arc<Host>, sender: mpsc::Sender<Result<Reports, Status>>) {
 #[derive(Debug, Default)]
 struct Told {
     pools: BTreeMap<String, internal::Pool>,
-    /// Pools that are being looked at: one whose disk hangs is looked at once, and is down until it answers.
-    looking: HashMap<String, JoinHandle<internal::Pool>>,
+    looks: Looks,
 }
 
 impl Told {
     /// The pools that are not as they were told. What is in a store that was not there before is all news.
     async fn look(&mut self, host: &Arc<Host>, watcher: &Watcher) -> Vec<News> {
-        let now = self.pools_now(host).await;
+        let now = self.looks.pools_now(host).await;
         let mut news = Vec::new();
         for gone in self.pools.keys().filter(|name| !now.contains_key(*name)) {
             news.push(News::PoolGone(gone.clone()));
@@ -94,9 +93,18 @@ impl Told {
         self.pools = now;
         news
     }
+}
 
+/// Looks at pools, none of which holds up another.
+#[derive(Debug, Default)]
+pub struct Looks {
+    /// Pools that are being looked at: one whose disk hangs is looked at once, and is down until it answers.
+    looking: HashMap<String, JoinHandle<internal::Pool>>,
+}
+
+impl Looks {
     /// All pools, each looked at on a thread of its own, with one bound for all.
-    async fn pools_now(&mut self, host: &Arc<Host>) -> BTreeMap<String, internal::Pool> {
+    pub async fn pools_now(&mut self, host: &Arc<Host>) -> BTreeMap<String, internal::Pool> {
         let pools = host.pools();
         for pool in &pools {
             let (name, pool) = (host.name().clone(), pool.clone());

@@ -74,19 +74,21 @@ pub enum TlsError {
 }
 
 /// What is in `ca.crt`, `tls.crt` and `tls.key`, or why it cannot be read. Renewals are told by comparing these.
-pub(super) type Contents = [Result<Vec<u8>, io::ErrorKind>; 3];
+pub type Contents = [Result<Vec<u8>, io::ErrorKind>; 3];
 
 /// Their names.
 pub const FILES: [&str; 3] = ["ca.crt", "tls.crt", "tls.key"];
 
 /// Reads the files. Each is opened by its full path every time: Kubernetes swaps a symbolic link in the middle of it.
-pub(super) fn read(dir: &Path) -> Contents {
+pub fn read(dir: &Path) -> Contents {
     FILES.map(|name| std::fs::read(dir.join(name)).map_err(|error| error.kind()))
 }
 
 /// One set of files, ready for use at both ends.
 pub(super) struct Set {
     pub server: Arc<ServerConfig>,
+    /// For those who have no certificate yet: it asks for none.
+    pub open: Arc<ServerConfig>,
     pub client: Arc<ClientConfig>,
     pub identity: Arc<Identity>,
 }
@@ -122,9 +124,12 @@ impl Set {
             source => unusable(source),
         })?;
         let own = Arc::new(SingleCertAndKey::from(own));
+        let of_guests = WebPkiClientVerifier::no_client_auth();
+        let open = server(Arc::clone(&provider), of_guests, Arc::clone(&own)).map_err(unusable)?;
         let server = server(Arc::clone(&provider), of_clients, Arc::clone(&own)).map_err(unusable)?;
         let client = client(provider, of_servers, own).map_err(unusable)?;
-        Ok(Set { server: Arc::new(server), client: Arc::new(client), identity: Arc::new(identity) })
+        let (server, open, client) = (Arc::new(server), Arc::new(open), Arc::new(client));
+        Ok(Set { server, open, client, identity: Arc::new(identity) })
     }
 }
 
@@ -147,7 +152,7 @@ fn private_key(path: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, TlsEr
 }
 
 /// The authorities: several while one takes over from another.
-fn roots(path: &Path, text: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
+pub(super) fn roots(path: &Path, text: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, text)? {
         roots.add(certificate).map_err(|source| TlsError::Unusable { path: path.to_owned(), source })?;
@@ -172,7 +177,7 @@ fn accepted(
 }
 
 /// The one protocol that is spoken over these connections: HTTP/2.
-fn protocols() -> Vec<Vec<u8>> {
+pub(super) fn protocols() -> Vec<Vec<u8>> {
     vec![b"h2".to_vec()]
 }
 
