@@ -148,7 +148,10 @@ fn a_pool_is_a_storage_pool_that_is_kept_and_a_storage_class() {
         "pool": "boxed", "csi.storage.k8s.io/fstype": "xfs", "medium": "dir", "share": "local", "allocation": "thick",
     });
     assert_eq!(class["parameters"], parameters);
-    assert_eq!((&class["volumeBindingMode"], &class["allowVolumeExpansion"]), (&"WaitForFirstConsumer".into(), &true.into()));
+    assert_eq!(
+        (&class["volumeBindingMode"], &class["allowVolumeExpansion"]),
+        (&"WaitForFirstConsumer".into(), &true.into())
+    );
     assert_eq!(class["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"], "true");
     assert!(find(&objects, "StorageClass", "cistern-scratch")["metadata"]["annotations"].is_null());
 }
@@ -230,7 +233,10 @@ fn each_right_has_somebody_who_needs_it() {
     let granted = granted(&objects(&rendered("snapshots: { enabled: true }")));
     let unneeded: Vec<_> = granted.difference(&documented).collect();
     let lacking: Vec<_> = documented.difference(&granted).collect();
-    assert!(unneeded.is_empty() && lacking.is_empty(), "not in docs/rights.md: {unneeded:#?}\nnot granted: {lacking:#?}");
+    assert!(
+        unneeded.is_empty() && lacking.is_empty(),
+        "not in docs/rights.md: {unneeded:#?}\nnot granted: {lacking:#?}"
+    );
 }
 
 #[test]
@@ -245,7 +251,9 @@ fn no_right_is_for_everything() {
 #[test]
 fn an_audit_log_shows_what_is_used() {
     let event = |account: &str, object: &str| {
-        format!(r#"{{"verb":"patch","user":{{"username":"{account}"}},"userAgent":"csi-attacher/v4","objectRef":{object}}}"#)
+        format!(
+            r#"{{"verb":"patch","user":{{"username":"{account}"}},"userAgent":"csi-attacher/v4","objectRef":{object}}}"#
+        )
     };
     let status = r#"{"resource":"volumeattachments","apiGroup":"storage.k8s.io","subresource":"status","name":"x"}"#;
     let log = [event("us", status), event("others", r#"{"resource":"nodes"}"#), event("us", "{}")].join("\n");
@@ -259,7 +267,8 @@ fn an_audit_log_shows_what_is_used() {
 fn containers_are_confined_and_looked_after() {
     let objects = objects(&rendered(POOLS));
     let controller = find(&objects, "Deployment", "cistern-controller");
-    let sidecars: Vec<&str> = containers(controller).iter().map(|container| container["name"].as_str().unwrap()).collect();
+    let sidecars: Vec<&str> =
+        containers(controller).iter().map(|container| container["name"].as_str().unwrap()).collect();
     assert_eq!(sidecars, ["cistern", "provisioner", "attacher", "resizer", "snapshotter"]);
     assert_eq!(controller["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
     for container in containers(controller) {
@@ -371,10 +380,12 @@ fn every_value_is_described_and_in_the_schema() {
     }
     // a comment stands over each value, or over the first of those that belong together
     let lines: Vec<&str> = text.lines().collect();
-    let is_value = |line: &str| line.trim_start().split_once(':').is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric));
+    let is_value =
+        |line: &str| line.trim_start().split_once(':').is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric));
     let first = lines.iter().position(|line| is_value(line)).unwrap();
     assert!(lines[..first].iter().any(|line| line.starts_with('#')));
-    let undescribed = lines.windows(2).filter(|pair| pair[0].is_empty() && is_value(pair[1]) && !pair[1].ends_with(':'));
+    let undescribed =
+        lines.windows(2).filter(|pair| pair[0].is_empty() && is_value(pair[1]) && !pair[1].ends_with(':'));
     assert_eq!(undescribed.count(), 0, "a value without a comment");
 }
 

@@ -166,6 +166,30 @@ fn tell(name: &str, pool: &str, mode: Mode) {
     assert_nothing_is_left(&cluster);
 }
 
+/// Kubelet's calls carry the socket's path as their `:authority`, percent-encoded; a strict server takes "%" only before an "@".
+#[test]
+fn kubelet_registers_the_driver_by_a_socket_whose_name_has_an_at() {
+    let cluster = cluster();
+    let (node, sockets) = (cluster.node("a"), "cd /var/lib/kubelet/plugins_registry");
+    let is_known = || {
+        let drivers = cluster.kubectl(&["get", "csinode/a", "--output", "jsonpath={.spec.drivers[*].name}"]);
+        drivers == "csi.cistern.dev"
+    };
+    eventually("the driver is registered", || is_known().then_some(()));
+    let topology = cluster.kubectl(&["get", "node/a", "--show-labels"]);
+    assert!(topology.contains("topology.cistern.dev/host=a"), "{topology}");
+
+    // the same server by another name
+    node.sh(&format!("{sockets}; ln csi.cistern.dev@reg.sock csi.cistern.dev-reg.sock; rm csi.cistern.dev@reg.sock"));
+    eventually("the driver is not registered", || (!is_known()).then_some(()));
+    let said = || node.sh("journalctl --unit kubelet | grep 'csi.cistern.dev-reg.sock.*PROTOCOL_ERROR' || true");
+    eventually("kubelet cannot speak with it", || (!said().is_empty()).then_some(()));
+    assert!(!is_known());
+
+    node.sh(&format!("{sockets}; ln csi.cistern.dev-reg.sock csi.cistern.dev@reg.sock; rm csi.cistern.dev-reg.sock"));
+    eventually("the driver is registered", || is_known().then_some(()));
+}
+
 #[test]
 fn the_life_of_a_file_system_in_a_directory() {
     tell("files-in-a-directory", "plain", Mode::Filesystem);

@@ -34,9 +34,10 @@ pub fn granted(objects: &[Value]) -> BTreeSet<Right> {
     let rules = objects.iter().filter(is_role).flat_map(|role| role["rules"].as_array().unwrap());
     let mut rights = BTreeSet::new();
     for rule in rules {
-        for (group, name) in words(rule, "apiGroups").into_iter().flat_map(|group| {
-            words(rule, "resources").into_iter().map(move |name| (group, name))
-        }) {
+        for (group, name) in words(rule, "apiGroups")
+            .into_iter()
+            .flat_map(|group| words(rule, "resources").into_iter().map(move |name| (group, name)))
+        {
             let (name, subresource) = name.split_once('/').unwrap_or((name, ""));
             for verb in words(rule, "verbs") {
                 rights.insert(Right::new(&resource(group, name, subresource), verb));
