@@ -12,6 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use granted::{Right, granted, used};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, rbac::v1 as rbac, storage::v1 as storage};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 const POOLS: &str = r#"
@@ -114,6 +120,55 @@ fn helm_finds_nothing_to_say() {
     }
 }
 
+/// Reads an object as Kubernetes' own type and writes it again: a field that it does not know is lost.
+fn as_known<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object:#}"));
+    serde_json::to_value(typed).unwrap()
+}
+
+fn every_field_is_known(objects: &[Value]) {
+    for object in objects {
+        let known = match object["kind"].as_str().unwrap() {
+            "ClusterRole" => as_known::<rbac::ClusterRole>(object),
+            "ClusterRoleBinding" => as_known::<rbac::ClusterRoleBinding>(object),
+            "CSIDriver" => as_known::<storage::CSIDriver>(object),
+            "CustomResourceDefinition" => as_known::<CustomResourceDefinition>(object),
+            "DaemonSet" => as_known::<apps::DaemonSet>(object),
+            "Deployment" => as_known::<apps::Deployment>(object),
+            "Namespace" => as_known::<core::Namespace>(object),
+            "NetworkPolicy" => as_known::<NetworkPolicy>(object),
+            "PersistentVolumeClaim" => as_known::<core::PersistentVolumeClaim>(object),
+            "Pod" => as_known::<core::Pod>(object),
+            "PodDisruptionBudget" => as_known::<PodDisruptionBudget>(object),
+            "Role" => as_known::<rbac::Role>(object),
+            "RoleBinding" => as_known::<rbac::RoleBinding>(object),
+            "Service" => as_known::<core::Service>(object),
+            "ServiceAccount" => as_known::<core::ServiceAccount>(object),
+            "StorageClass" => as_known::<storage::StorageClass>(object),
+            // others' definitions, and ours, which the API server holds them against
+            "Certificate" | "Issuer" | "StoragePool" | "VolumeSnapshot" | "VolumeSnapshotClass" => continue,
+            kind => panic!("say here what a {kind} is"),
+        };
+        assert_eq!(&known, object);
+    }
+}
+
+#[test]
+fn kubernetes_knows_every_field() {
+    every_field_is_known(&objects(&rendered(POOLS)));
+    every_field_is_known(&objects(&said("kube", &["kubectl", "kustomize", "deploy"])));
+}
+
+/// What docs/quickstart.md pipes into kubectl.
+#[test]
+fn kubernetes_knows_every_field_of_the_quick_start() {
+    let text = fs::read_to_string(root().join("docs/quickstart.md")).unwrap();
+    let applied = text.split("kubectl apply -f - <<'EOF'\n").skip(1).map(|rest| rest.split("\nEOF").next().unwrap());
+    let objects: Vec<Value> = applied.flat_map(objects).collect();
+    assert_eq!(names(&objects, "Pod"), ["first", "second", "third"]);
+    every_field_is_known(&objects);
+}
+
 #[test]
 fn two_renderings_are_the_same() {
     assert_eq!(rendered(POOLS), rendered(POOLS));
@@ -183,8 +238,8 @@ fn snapshots_follow_the_cluster() {
         let controller = containers(find(&objects, "Deployment", "cistern-controller"));
         let has_sidecar = controller.iter().any(|container| container["name"] == "snapshotter");
         let has_rights = granted(&objects).iter().any(|right| right.resource.contains("snapshot"));
-        let classes = names(&objects, "VolumeSnapshotClass");
-        assert!(has_sidecar == has_rights && has_sidecar == !classes.is_empty(), "all of it or nothing");
+        let has_class = !names(&objects, "VolumeSnapshotClass").is_empty();
+        assert!(has_sidecar == has_rights && has_sidecar == has_class, "all of it or nothing");
         has_sidecar
     };
     const API: &str = "snapshot.storage.k8s.io/v1";
@@ -264,6 +319,24 @@ fn an_audit_log_shows_what_is_used() {
 }
 
 #[test]
+fn the_notes_tell_the_next_step() {
+    let install = ["install", "cistern", "charts/cistern", "--namespace", "storage", "--dry-run=client"];
+    let notes = |values: &str| {
+        let values = Values::new(values);
+        let said = said("helm", &[&install[..], &["--values", values.path()]].concat());
+        said.split_once("NOTES:").unwrap().1.to_owned()
+    };
+    let without = notes("");
+    assert!(without.contains("helm upgrade cistern charts/cistern -n storage") && without.contains("no snapshot API"));
+    let with = notes(POOLS);
+    assert!(
+        with.contains("storageClassName: cistern-boxed")
+            && !with.contains("helm upgrade")
+            && !with.contains("snapshot")
+    );
+}
+
+#[test]
 fn containers_are_confined_and_looked_after() {
     let objects = objects(&rendered(POOLS));
     let controller = find(&objects, "Deployment", "cistern-controller");
@@ -288,6 +361,19 @@ fn containers_are_confined_and_looked_after() {
     assert!(node["terminationGracePeriodSeconds"].as_u64().unwrap() >= 40, "20 seconds for calls, as long for stores");
 }
 
+/// The sidecars themselves read the flags that the chart gives them, and then tell their version.
+#[test]
+fn sidecars_know_their_flags() {
+    let objects = objects(&rendered(POOLS));
+    for container in &containers(find(&objects, "Deployment", "cistern-controller"))[1..] {
+        let (program, image) =
+            (format!("csi-{}", container["name"].as_str().unwrap()), container["image"].as_str().unwrap());
+        let version = said(&program, &[args(container), vec!["--version"]].concat());
+        let (name, tag) = image.split_once(':').unwrap();
+        assert!(name.ends_with(&program) && version.contains(tag), "{image}, but {program} says {version}");
+    }
+}
+
 #[test]
 fn wrong_values_are_refused_by_name() {
     for (values, message) in [
@@ -304,7 +390,7 @@ fn wrong_values_are_refused_by_name() {
         ("snapshots: { enabled: maybe }", "/snapshots/enabled"),
         ("sidecars: { timeout: 60 }", "/sidecars/timeout"),
         ("storageClass: { fsType: ntfs }", "/storageClass/fsType"),
-        ("storageClass: { parameters: { pool: other } }", "/storageClass/parameters"),
+        ("storageClass: { parameters: { pool: other } }", "/storageClass/parameters/pool"),
         ("pools: [{ name: a }]", "dir"),
         ("pools: [{ dir: { path: /x } }]", "name"),
         ("pools: [{ name: A, dir: { path: /x } }]", "/pools/0/name"),
@@ -378,15 +464,17 @@ fn every_value_is_described_and_in_the_schema() {
         let pointer: String = path.split('.').map(|name| format!("/properties/{name}")).collect();
         assert!(schema.pointer(&pointer).is_some(), "{path} is not in the schema");
     }
-    // a comment stands over each value, or over the first of those that belong together
     let lines: Vec<&str> = text.lines().collect();
-    let is_value =
-        |line: &str| line.trim_start().split_once(':').is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric));
-    let first = lines.iter().position(|line| is_value(line)).unwrap();
-    assert!(lines[..first].iter().any(|line| line.starts_with('#')));
-    let undescribed =
-        lines.windows(2).filter(|pair| pair[0].is_empty() && is_value(pair[1]) && !pair[1].ends_with(':'));
-    assert_eq!(undescribed.count(), 0, "a value without a comment");
+    let is_comment = |line: &str| line.trim_start().starts_with('#');
+    // a group has no comment of its own, what is in it has; and some are described with what stands above them
+    let is_group = |line: &str| line.ends_with(':') && !["resources:", "tolerations:"].contains(&line.trim());
+    let goes_along = |line: &str| {
+        ["tag:", "kubeApiBurst:", "renewBefore:", "requests:", "- "].iter().any(|name| line.trim().starts_with(name))
+    };
+    for (number, line) in lines.iter().enumerate().skip(1) {
+        let needs_none = line.is_empty() || is_comment(line) || is_group(line) || goes_along(line);
+        assert!(needs_none || is_comment(lines[number - 1]), "line {} has no comment: {line}", number + 1);
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 
 use cistern::config;
@@ -18,8 +20,9 @@ use cistern::proto::csi::v1::identity_server::IdentityServer;
 use cistern::proto::internal::fleet_server::FleetServer;
 use cistern::route::{ControllerDoor, Fleet, Patience, PeopleService, settle_all};
 
+use super::cluster::{Cluster, ClusterArgs};
 use super::metrics::Watched;
-use super::server::{Doors, Failure, ServerArgs, Socket, stop_on_signal};
+use super::server::{Doors, Failure, ServerArgs, Socket, give_up, stop_on_signal};
 
 /// How often hosts.yaml is looked at.
 const RELOAD_EVERY: Duration = Duration::from_millis(500);
@@ -29,15 +32,17 @@ const STARTING: Duration = Duration::from_secs(15);
 /// The flags of `cistern controller`. It serves CSI (Identity and Controller) on its unix socket, to the sidecars beside it.
 #[derive(Args)]
 pub struct ControllerArgs {
-    /// The hosts, and the pools that are to be on them: hosts.yaml
+    /// The hosts, and the pools that are to be on them: hosts.yaml. Without it they are those of the cluster that this runs in
     #[arg(long, env = "CISTERN_CONFIG")]
-    config: PathBuf,
-    /// The directory with ca.crt, tls.crt and tls.key; see `cistern certs`
+    config: Option<PathBuf>,
+    /// The directory with ca.crt, tls.crt and tls.key; see `cistern certs`. In a cluster the controller makes them
     #[arg(long, env = "CISTERN_TLS")]
     tls: PathBuf,
     /// How many seconds a host that is away is waited for before a volume that belongs on it is made on another
     #[arg(long, env = "CISTERN_PATIENCE", default_value_t = 30)]
     patience: u64,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -53,16 +58,17 @@ pub fn main(args: &ControllerArgs) -> super::Done {
 
 async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
-    let tasks = Tasks::default();
-    let ControllerArgs { config, tls, server, .. } = args;
+    let server = &args.server;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), endpoint = %server.endpoint.display(), "starting");
-    let tls = open_tls(tls)?;
-    let read = std::fs::read(config).ok();
-    let text = config::read_hosts(config)?;
-    let patience = Patience { placing: Duration::from_secs(args.patience), starting: STARTING };
-    let fleet = Fleet::new(tls, patience);
-    fleet.apply(text);
-    let following = tokio::spawn(follow_text(Arc::clone(&fleet), config.clone(), read));
+    let opened = tokio::select! {
+        opened = Source::open(args, &stop) => opened?,
+        // cancel-safe: what was begun is made again by the next start
+        () = stop.cancelled() => {
+            give_up(&socket);
+            return Ok(());
+        }
+    };
+    let (fleet, mut source, tasks) = (opened.fleet, opened.source, Tasks::default());
     let settling = tokio::spawn(settle_all(Arc::clone(&fleet)));
     let ready = Arc::clone(&fleet);
     let identity =
@@ -78,10 +84,61 @@ async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
     server.show(Watched { fleet: Some(fleet), ..Default::default() }, &stop).await?;
     tracing::info!("serving");
     tokio::select! {
+        // first: with a stop the others end too, and that is no failure
+        biased;
         done = doors.finish(&tasks) => done,
         // neither ends by itself: its death is the controller's, which starts anew
-        ended = following => Err(format!("hosts.yaml is not followed any more: {ended:?}").into()),
+        ended = source.ended() => ended,
         ended = settling => Err(format!("names are not settled any more: {ended:?}").into()),
+    }
+}
+
+/// A fleet, and where it comes from.
+struct Opened {
+    fleet: Arc<Fleet>,
+    source: Source,
+}
+
+/// What tells which hosts there are.
+enum Source {
+    /// hosts.yaml.
+    Text(JoinHandle<()>),
+    /// The cluster that this runs in.
+    Cluster(Cluster),
+}
+
+impl Source {
+    async fn open(args: &ControllerArgs, stop: &CancellationToken) -> Result<Opened, Failure> {
+        let patience = Patience { placing: Duration::from_secs(args.patience), starting: STARTING };
+        let Some(config) = &args.config else {
+            let mut cluster = Cluster::open(&args.cluster, &args.tls).await?;
+            let tls = open_tls(&args.tls)?;
+            // nodes enrol while the fleet is being read
+            if let Some(listen) = args.cluster.enrol_listen {
+                cluster.enrol(listen, &tls, stop).await?;
+            }
+            let fleet = Fleet::new(tls, patience);
+            cluster.follow(&args.cluster, &args.server.driver_name, &fleet).await;
+            return Ok(Opened { fleet, source: Source::Cluster(cluster) });
+        };
+        let tls = open_tls(&args.tls)?;
+        let read = std::fs::read(config).ok();
+        let text = config::read_hosts(config)?;
+        let fleet = Fleet::new(tls, patience);
+        fleet.apply(text);
+        let following = tokio::spawn(follow_text(Arc::clone(&fleet), config.clone(), read));
+        Ok(Opened { fleet, source: Source::Text(following) })
+    }
+
+    /// Waits for an end that should not be.
+    async fn ended(&mut self) -> Result<(), Failure> {
+        match self {
+            Source::Text(following) => {
+                let ended = following.await;
+                Err(format!("hosts.yaml is not followed any more: {ended:?}").into())
+            }
+            Source::Cluster(cluster) => cluster.ended().await,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, their flags and help.
 
 mod certs;
+mod cluster;
 mod controller;
 mod doctor;
 mod host;

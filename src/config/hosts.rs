@@ -100,8 +100,8 @@ fn pool(value: serde_json::Value) -> Result<FleetPool, ConfigError> {
     Ok(FleetPool { spec: parse_entry(&text)?, text })
 }
 
-/// `ADDR:PORT`, where ADDR is a name or an address (an IPv6 one in brackets).
-fn is_address(text: &str) -> bool {
+/// Whether this is `ADDR:PORT`, where ADDR is a name or an address (an IPv6 one in brackets).
+pub fn is_address(text: &str) -> bool {
     let parts = text.rsplit_once(':').map(|(address, port)| (address, port.parse::<u16>()));
     let fits = |address: &str| {
         address.starts_with('[') == address.ends_with(']') && (!address.contains(':') || address.starts_with('['))

@@ -5,5 +5,5 @@ pub mod hosts;
 pub mod pools;
 
 pub use files::{PoolFiles, Pools, Refused, with_fleet};
-pub use hosts::{Fleet, FleetPool, HostSpec, read_hosts};
+pub use hosts::{Fleet, FleetPool, HostSpec, is_address, read_hosts};
 pub use pools::{ConfigError, default_pool, parse_entry, read_pools};

@@ -6,7 +6,7 @@
 //! `update` on two names are all the rights this takes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -25,13 +25,13 @@ use crate::peer::enrol::ROLES;
 /// The name of the Secret and of the ConfigMap.
 pub const NAME: &str = "cistern-ca";
 /// How long certificates live. Older authorities are believed a day longer (`believed.rs`).
-pub const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 /// How often the cluster is asked, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// How long to wait after a failure; twice as long after each, up to `LOOK_EVERY`.
+/// How long to wait after a failure; twice as long after each, up to this often.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often something is tried that another controller may be just doing.
 const TRIES: u32 = 5;
@@ -47,8 +47,18 @@ pub struct Settings {
     pub controller: NodeName,
     /// Where the controller's certificate is kept: what `--tls` takes.
     pub tls: PathBuf,
-    /// How long certificates live: [`LIFETIME`], but for tests.
+    /// How long certificates live.
     pub lifetime: Duration,
+    /// How often the cluster is asked, at most.
+    pub look_every: Duration,
+}
+
+impl Settings {
+    /// With the times that are right outside of tests.
+    pub fn new(namespace: &str, controller: NodeName, tls: &Path) -> Settings {
+        let (namespace, tls) = (namespace.to_owned(), tls.to_owned());
+        Settings { namespace, controller, tls, lifetime: LIFETIME, look_every: LOOK_EVERY }
+    }
 }
 
 /// The authority cannot be had, or the controller has no certificate.
@@ -111,7 +121,7 @@ impl ClusterAuthority {
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "there is no authority yet; once more in {pause:?}");
                     tokio::time::sleep(pause).await;
-                    pause = LOOK_EVERY.min(pause * 2);
+                    pause = cluster.settings.look_every.min(pause * 2);
                 }
             }
         }
@@ -119,14 +129,15 @@ impl ClusterAuthority {
 
     /// Follows the Secret and the ConfigMap, and renews the controller's certificate. Never ends.
     pub async fn follow(&self) {
+        let look_every = self.cluster.settings.look_every;
         loop {
             let now = self.in_force();
             let renew_at = self.cluster.equip(&now).await.unwrap_or_else(|error| {
                 tracing::error!(error = %chain(&error), "the controller's certificate is not renewed");
-                SystemTime::now() + LOOK_EVERY
+                SystemTime::now() + look_every
             });
             let left = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::time::sleep(left.clamp(PAUSE, LOOK_EVERY)).await;
+            tokio::time::sleep(left.min(look_every).max(PAUSE)).await;
             match self.cluster.look().await {
                 Ok(next) => *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(next),
                 Err(error) => tracing::warn!(error = %chain(&error), "the authority stays as it is"),

@@ -3,3 +3,7 @@
 pub mod authority;
 mod believed;
 pub mod enrol;
+pub mod fleet;
+pub mod leader;
+pub mod pool;
+pub mod status;

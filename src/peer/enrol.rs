@@ -39,8 +39,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a connection may take, and then the answer.
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(15);
-/// How long after an enrolment the authorities that it brought are the newest: it takes kubelet a minute or two to bring
-/// what a ConfigMap has to its pods.
+/// How long after an enrolment the authorities that it brought may be newer than those in the credentials: it takes kubelet a
+/// minute or two to bring what a ConfigMap has to its pods.
 const NEWEST: Duration = Duration::from_secs(300);
 
 /// Where controllers enrol machines: `ADDR:PORT`. An IPv6 address may be without its brackets, as in the variables that
@@ -75,6 +75,20 @@ pub struct Enrolment {
     pub tls: PathBuf,
     /// The machine's name.
     pub name: NodeName,
+}
+
+/// When a machine was enrolled, and what the authorities in force were, as far as it knew.
+#[derive(Debug, Clone)]
+struct Enrolled {
+    when: Instant,
+    with: Vec<u8>,
+}
+
+impl Enrolled {
+    /// Whether what the controller answered may be newer than these authorities, and they are not to be heeded yet.
+    fn is_newer_than(&self, in_force: &[u8]) -> bool {
+        self.with == in_force && self.when.elapsed() < NEWEST
+    }
 }
 
 /// A machine is not enrolled.
@@ -132,12 +146,10 @@ impl Enrolment {
     async fn look(
         self: &Arc<Self>,
         usable: &watch::Sender<bool>,
-        enrolled: &mut Option<Instant>,
+        enrolled: &mut Option<Enrolled>,
     ) -> Result<SystemTime, EnrolError> {
-        // shortly after an enrolment the directory knows better than the credentials
-        let is_fresh = enrolled.is_some_and(|when| when.elapsed() < NEWEST);
-        let looked = self.apart(move |this| this.look_at_files(!is_fresh)).await?;
-        let lack = match looked? {
+        let before = enrolled.clone();
+        let lack = match self.apart(move |this| this.look_at_files(before.as_ref())).await?? {
             Ok(renew_at) => return Ok(renew_at),
             Err(lack) => lack,
         };
@@ -145,9 +157,9 @@ impl Enrolment {
             usable.send_replace(true);
         }
         tracing::info!(machine = %self.name, reason = %chain(&lack), "enrolling");
-        self.enrol().await?;
-        *enrolled = Some(Instant::now());
-        self.apart(|this| this.look_at_files(false)).await??.map_err(EnrolError::Lacking)
+        let now = Enrolled { when: Instant::now(), with: self.enrol().await? };
+        *enrolled = Some(now.clone());
+        self.apart(move |this| this.look_at_files(Some(&now))).await??.map_err(EnrolError::Lacking)
     }
 
     /// Does on a thread of its own what reads and writes files.
@@ -159,36 +171,47 @@ impl Enrolment {
         tokio::task::spawn_blocking(move || work(&this)).await.map_err(EnrolError::Cut)
     }
 
-    /// When the certificate is to be renewed, or why it is to be so now. `compare` it with the authorities in force, and take
-    /// those over: if they cannot be read, what the machine has goes on.
-    fn look_at_files(&self, compare: bool) -> Result<Result<SystemTime, Lack>, EnrolError> {
+    /// When the certificate is to be renewed, or why it is to be so now. The authorities in force are taken over; if they
+    /// cannot be read, what the machine has goes on.
+    fn look_at_files(&self, enrolled: Option<&Enrolled>) -> Result<Result<SystemTime, Lack>, EnrolError> {
         directory::finish(&self.tls)?;
-        let in_force = std::fs::read(self.credentials.join(FILES[0])).ok().filter(|_| compare);
-        let renew_at = directory::look(&self.tls, &self.name, &ROLES, in_force.as_deref(), SystemTime::now());
-        if let (Ok(_), Some(in_force)) = (&renew_at, in_force)
-            && directory::believe(&self.tls, &in_force)?
-        {
-            tracing::info!(machine = %self.name, "the authorities that are believed were taken over");
+        let look = |in_force| directory::look(&self.tls, &self.name, &ROLES, in_force, SystemTime::now());
+        let Ok(in_force) = std::fs::read(self.credentials.join(FILES[0])) else { return Ok(look(None)) };
+        match look(Some(&in_force)) {
+            Ok(renew_at) => {
+                if directory::believe(&self.tls, &in_force)? {
+                    tracing::info!(machine = %self.name, "the authorities that are believed were taken over");
+                }
+                Ok(Ok(renew_at))
+            }
+            Err(Lack::NotBelieved) if enrolled.is_some_and(|enrolled| enrolled.is_newer_than(&in_force)) => {
+                Ok(look(None))
+            }
+            Err(lack) => Ok(Err(lack)),
         }
-        Ok(renew_at)
     }
 
-    /// Makes a key, has it signed, and brings it to its place. The key is on this machine alone.
-    async fn enrol(self: &Arc<Self>) -> Result<(), EnrolError> {
+    /// Makes a key, has it signed, and brings it to its place. The key is on this machine alone. Answers the authorities that
+    /// the controller was held against.
+    async fn enrol(self: &Arc<Self>) -> Result<Vec<u8>, EnrolError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(EnrolError::Key)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&key).map_err(EnrolError::Key)?.der().to_vec();
-        let config = self.apart(|this| {
-            let path = this.credentials.join(FILES[0]);
-            tls::of_controllers(&path, &read(&path)?).map_err(EnrolError::Authorities)
-        });
-        let stream = self.connect(config.await??).await?;
+        let (config, in_force) = self.apart(|this| this.in_force()).await??;
+        let stream = self.connect(config).await?;
         // only now, since who answers is a controller
         let token = self.apart(|this| read(&this.credentials.join("token"))).await??;
         let token = String::from_utf8_lossy(&token).trim().to_owned();
         let answer = ask(stream, EnrolRequest { request, token }).await?;
-        self.apart(move |this| this.install(&answer, &key.serialize_pem())).await?
+        self.apart(move |this| this.install(&answer, &key.serialize_pem())).await??;
+        Ok(in_force)
+    }
+
+    fn in_force(&self) -> Result<(Arc<rustls::ClientConfig>, Vec<u8>), EnrolError> {
+        let path = self.credentials.join(FILES[0]);
+        let in_force = read(&path)?;
+        Ok((tls::of_controllers(&path, &in_force).map_err(EnrolError::Authorities)?, in_force))
     }
 
     async fn connect(&self, config: Arc<rustls::ClientConfig>) -> Result<TlsStream<TcpStream>, EnrolError> {

@@ -61,7 +61,7 @@ pub struct PoolView {
     /// Its store; `None` while it is down.
     pub store: Option<StoreId>,
     /// The store it has, or had before it went down.
-    last_store: Option<StoreId>,
+    pub last_store: Option<StoreId>,
     /// Since when it is down, and why.
     pub down: Option<(Instant, String)>,
     /// What may still be promised, in bytes.
@@ -471,6 +471,15 @@ impl Inventory {
     /// All pools that a host reported.
     pub fn pools(&self, host: &NodeName) -> impl Iterator<Item = (&PoolName, &PoolView)> {
         self.hosts.get(host).into_iter().flat_map(|view| &view.pools)
+    }
+
+    /// How many volumes and snapshots a host has in a store, as it reported.
+    pub fn count(&self, host: &NodeName, store: &StoreId) -> (i64, i64) {
+        let claim = self.stores.get(store).into_iter().flatten().find(|claim| claim.host == *host);
+        let Some(claim) = claim else { return (0, 0) };
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let volumes = claim.volumes.values().filter(|volume| !volume.deleted).count();
+        (number(volumes), number(claim.snapshots.len()))
     }
 
     /// What hosts have of a name, also where it is remembered only.

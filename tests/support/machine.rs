@@ -221,7 +221,7 @@ impl Machine {
 
 /// An address that no other test has: in a lab, where programs run one by one, this host's. Otherwise loopback is a whole network, and this process's number one of its addresses. The
 /// port is below those that the kernel gives to clients.
-fn own_address() -> SocketAddr {
+pub fn own_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(10_000);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let address = far::own_address().unwrap_or([127, 1 + high, middle, low].into());

@@ -2,6 +2,7 @@
 // each test file uses a part of it
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod api;
 pub mod client;
 pub mod cluster;
 pub mod cut;
