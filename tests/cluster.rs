@@ -1,5 +1,5 @@
-//! Kubernetes uses cistern: the chart is installed as a person does it, and what follows is told by what pods see. What is
-//! left on the nodes is seen by the tests' own inventory.
+//! Kubernetes uses cistern: the chart is installed as a person does it, and what follows is told by what pods see. What
+//! is left on the nodes is seen by the tests' own inventory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -166,7 +166,8 @@ fn tell(name: &str, pool: &str, mode: Mode) {
     assert_nothing_is_left(&cluster);
 }
 
-/// Kubelet's calls carry the socket's path as their `:authority`, percent-encoded; a strict server takes "%" only before an "@".
+/// Kubelet's calls carry the socket's path, percent-encoded, as their `:authority`. A strict server takes "%" only before
+/// an "@".
 #[test]
 fn kubelet_registers_the_driver_by_a_socket_whose_name_has_an_at() {
     let cluster = cluster();

@@ -11,7 +11,9 @@ import tempfile
 from dataclasses import dataclass, field
 
 BASE = "cistern.dev/base:1"
+PUBLIC = "docker.io/library/busybox:1.37"  # which people's manifests name
 IDLE = ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 3600 & wait; done"]
+PLACES = ["bin", "etc", "usr", "usr/bin", "usr/local", "usr/local/bin"]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What charts name the sidecars' images, and what stands for it in go.mod.
@@ -41,7 +43,7 @@ class Layer:
 
 @dataclass
 class Image:
-    name: str
+    names: list
     layer: Layer
     entrypoint: list
 
@@ -61,7 +63,7 @@ def busybox(program, more):
     """All of busybox, and more programs in /usr/local/bin."""
     applets = subprocess.check_output([program, "--list"], text=True).split()
     return Layer(
-        directories={path: 0o755 for path in ("bin", "etc", "usr", "usr/bin", "usr/local", "usr/local/bin")} | {"tmp": 0o1777},
+        directories={path: 0o755 for path in PLACES} | {"tmp": 0o1777},
         files={"/bin/busybox": program} | {f"/usr/local/bin/{pathlib.Path(file).name}": file for file in more},
         texts={"/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n"},
         links={f"/bin/{applet}": "busybox" for applet in applets if applet != "busybox"} | {"/usr/bin/env": "/bin/env"},
@@ -72,8 +74,10 @@ def sidecars(directory):
     """The programs that stand beside a CSI controller, each an image with nothing else in it."""
     pinned = "".join((MODULES / module / "go.mod").read_text() for module in ("provisioner", "sidecars"))
     versions = {f"csi-{name}": version for name, version in SIDECARS.findall(pinned)}
-    return [Image(f"registry.k8s.io/sig-storage/{name}:{version}", Layer(files={f"/{name}": directory / name}), [f"/{name}"])
-            for name, version in versions.items()]
+    return [
+        Image([f"registry.k8s.io/sig-storage/{name}:{version}"], Layer(files={f"/{name}": directory / name}), [f"/{name}"])
+        for name, version in versions.items()
+    ]
 
 
 def write(archive, images):
@@ -94,6 +98,6 @@ def write(archive, images):
             add(tar, f"{number}.json", tarfile.REGTYPE, json.dumps(config).encode())
             tar.add(layer, layer.name)
             layer.unlink()
-            manifest.append({"Config": f"{number}.json", "RepoTags": [image.name], "Layers": [layer.name]})
+            manifest.append({"Config": f"{number}.json", "RepoTags": image.names, "Layers": [layer.name]})
         add(tar, "manifest.json", tarfile.REGTYPE, json.dumps(manifest).encode())
     partial.rename(archive)

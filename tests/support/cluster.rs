@@ -77,7 +77,7 @@ impl Cluster {
         self.feed(&["apply", "-f", "-"], yaml);
     }
 
-    /// Installs the chart with these values and the image of this checkout, as a person does it, and waits until it serves.
+    /// Installs the chart with these values and the image of this checkout, as a person does, and waits until it serves.
     pub fn install(&self, values: &str) {
         let (archive, file) = (self.lab.directory().join("image.tar"), self.lab.directory().join("values.yaml"));
         let (image, tag) = ("cistern.dev/cistern", "test");

@@ -1,5 +1,5 @@
-// Command kube is Kubernetes in one file: etcd and each part of Kubernetes that the tests start, chosen by the first argument.
-// One program links what all of them share once, so it is built in half the time, and no two versions can meet.
+// Command kube is Kubernetes in one file: etcd and each part of Kubernetes that the tests start, chosen by the first
+// argument. One program links what all of them share once, so it is built in half the time, and no two versions can meet.
 package main
 
 import (

@@ -22,8 +22,8 @@ import (
 // What kube-proxy calls the machine that it runs on.
 const gateway = "gateway"
 
-// newProxyCommand is kube-proxy for the gateway of all nodes, which is no node itself. The stock command looks for a Node of
-// its host's name first, and gives up on it only after half a minute.
+// newProxyCommand is kube-proxy for the gateway of all nodes, which is no node itself. The stock command looks for a Node
+// of its host's name first, and gives up on it only after half a minute.
 func newProxyCommand() *cobra.Command {
 	command := &cobra.Command{Use: "proxy", SilenceUsage: true}
 	kubeconfig := command.Flags().String("kubeconfig", "", "file that says how to reach the API server")
@@ -53,7 +53,8 @@ func serveProxy(ctx context.Context, client kubernetes.Interface, address net.IP
 		MinSyncPeriod:     metav1.Duration{Duration: time.Second},
 		ConfigSyncPeriod:  metav1.Duration{Duration: 15 * time.Minute},
 	}
-	recorder := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()}).NewRecorder(scheme.Scheme, "proxy")
+	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
+	recorder := broadcaster.NewRecorder(scheme.Scheme, "proxy")
 	proxier, err := nftables.NewProxier(ctx, settings, v1.IPv4Protocol, proxyutil.NewNoOpLocalDetector(), gateway, address,
 		recorder, nil, false)
 	if err != nil {
