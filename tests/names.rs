@@ -388,6 +388,15 @@ fn create(fleet: &Fleet, name: &str) -> String {
     })
 }
 
+/// Whether a controller can ask this host, and could make a volume there.
+fn has_room(fleet: &Fleet, controller: usize, host: &str) -> bool {
+    let Some(csi) = support::Csi::try_connect(&fleet.controller_socket(controller)) else { return false };
+    let accessible_topology = Some(support::client::topology(host));
+    let request = cistern::proto::csi::v1::GetCapacityRequest { accessible_topology, ..Default::default() };
+    let told = csi.block_on(async { csi.controller().get_capacity(request).await });
+    told.is_ok_and(|told| told.into_inner().available_capacity > 0)
+}
+
 fn record(fleet: &Fleet, id: &str) -> Option<Seen> {
     fleet.look().into_iter().find(|seen| seen.id() == id)
 }
@@ -425,6 +434,35 @@ fn a_host_whose_disk_is_away_is_not_sure_of_a_name() {
         let left: Vec<Seen> = fleet.look().into_iter().filter(|seen| seen.name == name).collect();
         matches!(left.as_slice(), [one] if one.id() == second && one.passed_over.is_empty()).then_some(())
     });
+}
+
+#[test]
+fn two_controllers_that_ask_crosswise_do_not_both_make_it() {
+    let fleet = Fleet::start();
+    for (controller, host) in (0..2).flat_map(|controller| ["a", "b", "c"].map(|host| (controller, host))) {
+        support::eventually("both controllers see the hosts", || has_room(&fleet, controller, host).then_some(()));
+    }
+    // the question of each comes late to the host where it is to be made, and so has the newest claim there
+    let late = [fleet.relay(0, "b"), fleet.relay(1, "a")];
+    late.iter().for_each(|relay| relay.flow(Flow::Stalls, Flow::Passes));
+    let ask = |controller: usize, host: &str| {
+        let csi = support::Csi::try_connect(&fleet.controller_socket(controller)).unwrap();
+        csi.create(&mut support::Volume::block("n", 4 * support::client::MIB).on(&[host]))
+    };
+    let answered = std::thread::scope(|scope| {
+        let asking = [(0, "b", "a"), (1, "a", "b")].map(|(controller, host, other)| {
+            let heard = fleet.relay(controller, other).heard();
+            let asking = scope.spawn(move || ask(controller, host));
+            support::eventually("the other host has answered", || {
+                (fleet.relay(controller, other).heard() > heard).then_some(())
+            });
+            asking
+        });
+        late.iter().for_each(|relay| relay.flow(Flow::Passes, Flow::Passes));
+        asking.map(|asking| asking.join().unwrap())
+    });
+    let made: Vec<String> = fleet.look().iter().map(Seen::brief).collect();
+    assert!(made.len() <= 1, "{made:?}: {answered:?}");
 }
 
 // --- how it is run

@@ -3,7 +3,7 @@
 //! uses.
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -65,6 +65,9 @@ pub struct MachineArgs {
     /// This machine's name, as the cluster knows it [default: its host name]
     #[arg(long, env = "CISTERN_NODE_ID")]
     pub node_id: Option<NodeName>,
+    /// Where others reach this machine, the best first [default: the addresses of its interfaces]
+    #[arg(long, env = "CISTERN_NODE_ADDRESS", value_name = "ADDR", value_delimiter = ',')]
+    node_address: Vec<IpAddr>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -127,9 +130,12 @@ impl MachineArgs {
             Some(name) => name.clone(),
             None => rustix::system::uname().nodename().to_string_lossy().to_lowercase().parse()?,
         };
-        let reachable = |address: &std::net::IpAddr| match address {
-            std::net::IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
-            std::net::IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+        if !self.node_address.is_empty() {
+            return Ok(NodeId { name, addresses: self.node_address.clone() });
+        }
+        let reachable = |address: &IpAddr| match address {
+            IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+            IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
         };
         let mut addresses: Vec<_> =
             if_addrs::get_if_addrs()?.iter().map(|interface| interface.ip()).filter(reachable).collect();

@@ -68,7 +68,7 @@ async fn look(
     let Some(mut lease) = leases.get_opt(NAME).await? else {
         let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..Default::default() };
         let spec = Some(held(None, name));
-        return decided(leases.create(&PostParams::default(), &Lease { metadata, spec, ..Default::default() }).await);
+        return decided(leases.create(&PostParams::default(), &Lease { metadata, spec }).await);
     };
     let version = lease.metadata.resource_version.clone();
     let since = match seen {

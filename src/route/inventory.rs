@@ -415,30 +415,39 @@ impl Inventory {
     /// Whose a store is. One that stands with a host in the fleet's text is that host's. Of others, whoever reports it now
     /// is right if it is the only one; a disk that was moved is its new host's as soon as the old one is away.
     pub fn owner(&self, store: &StoreId) -> Owner {
-        let claims = self.stores.get(store).map_or(&[][..], Vec::as_slice);
-        let hosts = || claims.iter().map(|claim| &claim.host);
+        match (self.claim_of_owner(store), self.pinned.get(store)) {
+            (Some(claim), _) => Owner::Host(claim.host.clone()),
+            (None, Some(pinned)) => Owner::Unseen(Some(pinned.clone())),
+            (None, None) => match self.claims(store) {
+                [] => Owner::Unseen(None),
+                several => Owner::Disputed(several.iter().map(|claim| claim.host.clone()).collect()),
+            },
+        }
+    }
+
+    fn claims(&self, store: &StoreId) -> &[Claimed] {
+        self.stores.get(store).map_or(&[], Vec::as_slice)
+    }
+
+    /// A store as the host has it whose it is; `None` where it is nobody's.
+    fn claim_of_owner(&self, store: &StoreId) -> Option<&Claimed> {
+        let claims = self.claims(store);
         if let Some(pinned) = self.pinned.get(store) {
-            let is_seen = hosts().any(|host| host == pinned);
-            return if is_seen { Owner::Host(pinned.clone()) } else { Owner::Unseen(Some(pinned.clone())) };
+            return claims.iter().find(|claim| claim.host == *pinned);
+        }
+        if let [only] = claims {
+            return Some(only);
         }
         let is_live = |claim: &&Claimed| claim.is_up && self.hosts.get(&claim.host).is_some_and(|view| view.live);
-        let live: Vec<&Claimed> = claims.iter().filter(is_live).collect();
-        match (live.as_slice(), claims) {
-            ([only], _) => Owner::Host(only.host.clone()),
-            ([], [only]) => Owner::Host(only.host.clone()),
-            ([], []) => Owner::Unseen(None),
-            _ => Owner::Disputed(hosts().cloned().collect()),
-        }
+        let mut live = claims.iter().filter(is_live);
+        live.next().filter(|_| live.next().is_none())
     }
 
     /// The stores, in the order of their ids, each as the host has it whose it is.
     fn owned(&self, from: Option<StoreId>) -> impl Iterator<Item = (StoreId, &Claimed)> {
         use std::ops::Bound::{Included, Unbounded};
         let stores = self.stores.range((from.map_or(Unbounded, Included), Unbounded));
-        stores.filter_map(|(store, claims)| match self.owner(store) {
-            Owner::Host(host) => Some((*store, claims.iter().find(|claim| claim.host == host)?)),
-            Owner::Disputed(_) | Owner::Unseen(_) => None,
-        })
+        stores.filter_map(|(store, _)| Some((*store, self.claim_of_owner(store)?)))
     }
 
     /// The volumes after this id, in the order of ids, each with its host.
@@ -459,8 +468,7 @@ impl Inventory {
 
     /// A volume as its host reported it.
     pub fn volume(&self, id: &Id) -> Option<&Volume> {
-        let Owner::Host(host) = self.owner(&id.store) else { return None };
-        self.stores.get(&id.store)?.iter().find(|claim| claim.host == host)?.volumes.get(&id.key)
+        self.claim_of_owner(&id.store)?.volumes.get(&id.key)
     }
 
     /// The pool as this host has it.
@@ -556,7 +564,7 @@ impl Inventory {
 
     /// Whether a host said that it has this store.
     pub fn has_store(&self, host: &NodeName, store: &StoreId) -> bool {
-        self.owner(store) == Owner::Host(host.clone())
+        self.claim_of_owner(store).is_some_and(|claim| claim.host == *host)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub struct Relay {
 struct State {
     /// To the host, and from it.
     flows: [AtomicU8; 2],
+    /// How many bytes have passed, to the host and from it.
+    passed: [AtomicU64; 2],
     is_broken: AtomicBool,
     is_over: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
@@ -40,7 +42,8 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            flows: [AtomicU8::new(0), AtomicU8::new(0)],
+            flows: Default::default(),
+            passed: Default::default(),
             is_broken: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             streams: Mutex::default(),
@@ -66,6 +69,11 @@ impl Relay {
         for (at, flow) in [to_host, from_host].into_iter().enumerate() {
             self.state.flows[at].store(flow as u8, Ordering::SeqCst);
         }
+    }
+
+    /// How many bytes of the host's have come through.
+    pub fn heard(&self) -> u64 {
+        self.state.passed[1].load(Ordering::SeqCst)
     }
 
     /// All connections end, and no new one is let through until it is whole again.
@@ -119,6 +127,7 @@ impl State {
             if to.write_all(&buffer[..length]).is_err() {
                 break;
             }
+            self.passed[way].fetch_add(length as u64, Ordering::SeqCst);
         }
         // the last bytes are on their way before the end is seen
         let _ = to.shutdown(Shutdown::Write);

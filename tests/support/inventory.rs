@@ -19,7 +19,7 @@ pub struct Inventory {
     pub all_loops: Vec<String>,
     /// Those of them that stay until somebody detaches them.
     pub lasting_loops: Vec<String>,
-    /// Every mount below the place, the deepest last.
+    /// Every mount below the place, the deepest last; not the place itself.
     pub all_mounts: Vec<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ impl Inventory {
 /// Mount points below: mountinfo's fifth field.
 fn mounts_below(root: &Path, table: &str) -> Vec<PathBuf> {
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| point.replace("\\040", " "));
-    points.map(PathBuf::from).filter(|point| point.starts_with(root)).collect()
+    points.map(PathBuf::from).filter(|point| point.starts_with(root) && point != root).collect()
 }
 
 /// A loop device as losetup shows it.

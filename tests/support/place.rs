@@ -24,7 +24,14 @@ impl Place {
         let number = PLACES.fetch_add(1, Ordering::Relaxed);
         let root = directory.join(format!("cistern-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&root).unwrap();
-        Place { root: root.canonicalize().unwrap() }
+        let root = root.canonicalize().unwrap();
+        // A mount of its own that others share, as kubelet's directories are: whoever copies the machine's mounts meanwhile (each
+        // lab that is booted does) lets go of what is unmounted here, and keeps no device in use.
+        let path = root.to_str().unwrap();
+        run(&["mount", "--bind", path, path]);
+        run(&["mount", "--make-private", path]);
+        run(&["mount", "--make-shared", path]);
+        Place { root }
     }
 
     /// A directory with a file system of this type and size mounted at `disk`.
@@ -85,6 +92,7 @@ impl Drop for Place {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         let left = self.inventory();
+        let _ = Command::new("umount").arg(&self.root).output();
         if left.all_mounts.is_empty() && left.all_loops.is_empty() {
             let _ = std::fs::remove_dir_all(&self.root);
         } else {
