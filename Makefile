@@ -1,9 +1,9 @@
 # What people and CI run. Everything below is one line here; how it is done stands in tests/ and demo/.
 
-# What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny.
+# What is costly to make and worth keeping, outside the checkout: cargo's target, csi-sanity, cargo-deny, Kubernetes.
 export CISTERN_CACHE ?= $(HOME)/.cache/cistern
 
-.PHONY: help build demo test lint unit sanity local lab campaign bench setup fresh
+.PHONY: help build demo test lint unit sanity local lab cluster campaign bench setup fresh
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,11 +18,14 @@ demo: ## see it work, on this machine
 test: setup ## everything that CI runs; closes with "N passed, N failed"
 	tests/run
 
-lint unit sanity local: setup ## one layer of it (the layer lab: tests/run lab)
+lint unit sanity local: setup ## one layer of it (the layers lab and cluster: tests/run lab)
 	tests/run $@
 
 lab: setup ## two hosts with disks of their own to play with, and how to go on
 	tests/lab/lab play
+
+cluster: setup ## a Kubernetes of two nodes to play with, and how to go on
+	tests/lab/cluster play
 
 campaign: setup ## many seeds, resumable: WHAT=power SEEDS=0..99; tests/campaign says which there are
 	tests/campaign $(WHAT) $(SEEDS)

@@ -105,6 +105,11 @@ impl Lab {
         &self.site.directory
     }
 
+    /// A script of tests/lab for this lab.
+    pub fn script(&self, name: &str) -> Command {
+        self.site.script(name)
+    }
+
     /// A program of this machine that runs on the lab's network, where this machine is [`Lab::gateway`].
     pub fn enter(&self, program: &str) -> Command {
         self.site.enter(program)
@@ -149,9 +154,15 @@ impl Site {
         [("LAB_NAME", &self.name), ("LAB_NET", &self.net)]
     }
 
+    fn script(&self, name: &str) -> Command {
+        let mut script = Command::new(Path::new(Self::LAB).with_file_name(name));
+        script.envs(self.variables());
+        script
+    }
+
     /// A command of tests/lab/lab, which must succeed; answers what it printed.
     fn lab(&self, arguments: &[&str]) -> String {
-        let done = Command::new(Self::LAB).args(arguments).envs(self.variables()).output().unwrap();
+        let done = self.script("lab").args(arguments).output().unwrap();
         succeeded(&format!("lab {arguments:?}"), done)
     }
 
@@ -450,7 +461,8 @@ fn said_well(what: &str, done: Output) -> Result<Vec<u8>, String> {
     Err(format!("{what}: {}\n{said}{error}", done.status))
 }
 
-fn succeeded(what: &str, done: Output) -> String {
+/// What a program printed, which must have succeeded.
+pub fn succeeded(what: &str, done: Output) -> String {
     let said = said_well(what, done).unwrap_or_else(|error| panic!("{error}"));
     String::from_utf8_lossy(&said).into_owned()
 }

@@ -5,6 +5,7 @@
 pub mod api;
 pub mod apiserver;
 pub mod client;
+pub mod cluster;
 pub mod cut;
 pub mod dice;
 pub mod far;
@@ -21,6 +22,7 @@ pub mod sanity;
 pub mod server;
 
 pub use client::{Csi, Volume};
+pub use cluster::Cluster;
 pub use dice::Dice;
 pub use inventory::Inventory;
 pub use lab::{Host, Lab};

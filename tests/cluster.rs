@@ -1,0 +1,215 @@
+//! Kubernetes uses cistern: the chart is installed as a person does it, and what follows is told by what pods see. What
+//! is left on the nodes is seen by the tests' own inventory.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use support::cluster::{Story, claim, pod, restored, snapshot};
+use support::{Cluster, Host, Inventory, eventually};
+
+/// Pools that the chart is given, and the place of each on every node, where a disk of its own is mounted.
+const POOLS: &str = "
+pools:
+- { name: plain, dir: { path: /plain/disk/pool } }
+- { name: boxed, dir: { path: /boxed/disk/pool, image: { size: 3Gi } } }
+";
+const PLACES: [(&str, &str); 2] = [("/plain", "/dev/ubdb"), ("/boxed", "/dev/ubdc")];
+
+/// One cluster for all stories, and one story at a time: so whatever is left at its end is its own.
+static CLUSTER: LazyLock<Mutex<Cluster>> = LazyLock::new(|| {
+    let cluster = Cluster::up(&[("a", "4G,4G"), ("b", "4G,4G")]);
+    cluster.nodes().for_each(|node| prepare(&node));
+    cluster.install(POOLS);
+    Mutex::new(cluster)
+});
+
+fn cluster() -> MutexGuard<'static, Cluster> {
+    CLUSTER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn prepare(node: &Host) {
+    for (place, disk) in PLACES {
+        // an inventory looks for the daemon's files below the place
+        let data = "ln -s /var/lib/cistern";
+        node.sh(&format!("mkfs.xfs -q {disk}; mkdir -p {place}/disk; {data} {place}/data"));
+        node.sh(&format!("echo {disk} {place}/disk xfs defaults,nofail 0 0 >>/etc/fstab; mount {place}/disk"));
+    }
+}
+
+/// What there is on a node, without what belongs to the pools themselves.
+fn inventories(node: &Host) -> Vec<Inventory> {
+    PLACES.iter().map(|(place, _)| node.inventory(place)).collect()
+}
+
+/// Waits until neither cistern's files nor devices are left on any node, nor kubelet's mounts of them.
+fn assert_nothing_is_left(cluster: &Cluster) {
+    for node in cluster.nodes() {
+        let is_clean = || inventories(&node).iter().all(|seen| seen.files.is_empty() && seen.loops.is_empty());
+        eventually("the volumes are gone", || is_clean().then_some(()));
+        inventories(&node).iter().for_each(Inventory::assert_empty);
+        let mounts = node.sh("grep -e kubernetes.io/csi -e kubernetes.io~csi /proc/self/mountinfo || true");
+        assert_eq!(mounts, "", "mounts are left on {}", node.name());
+    }
+}
+
+/// A volume's whole life in a pool: made where its pod is, written, cut, restored, cloned, grown under a pod, and gone.
+fn live_through_a_life(story: &Story, pool: &str, mode: Mode) {
+    // the scheduler chooses a node for the pod, and the volume is made there
+    story.apply(&claim("data", pool, mode.name(), "64Mi", ""));
+    story.apply(&pod("writer", "data", mode.name(), "b"));
+    story.until_ready(&["writer"]);
+    let volume = story.volume_of("data");
+    let reached = "{.spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].values[0]}";
+    assert_eq!(story.get(&format!("pv/{volume}"), reached), "b");
+    mode.write(story, "writer", "before the snapshot");
+
+    // what is written after the cut is not in it
+    story.apply(&snapshot("yesterday", "data"));
+    story.until("volumesnapshot/yesterday", "{.status.readyToUse}", "true");
+    mode.write(story, "writer", "after the snapshot!");
+    story.apply(&claim("restored", pool, mode.name(), "64Mi", &restored("VolumeSnapshot", "yesterday")));
+    story.apply(&claim("cloned", pool, mode.name(), "64Mi", &restored("PersistentVolumeClaim", "data")));
+    // what is made of a local volume lies where that does, which the scheduler does not know
+    story.apply(&pod("reader", "restored", mode.name(), "b"));
+    story.apply(&pod("twin", "cloned", mode.name(), "b"));
+    story.until_ready(&["reader", "twin"]);
+    assert_eq!(mode.read(story, "reader"), "before the snapshot");
+    assert_eq!(mode.read(story, "twin"), "after the snapshot!");
+    mode.write(story, "twin", "a life of its own!!");
+    assert_eq!(mode.read(story, "writer"), "after the snapshot!");
+    // once it is made, whoever wants it is led there
+    story.delete(&["pod/reader"]);
+    story.apply(&pod("follower", "restored", mode.name(), ""));
+    story.until_ready(&["follower"]);
+    assert_eq!(story.node_of("follower").name(), "b");
+    assert_eq!(mode.read(story, "follower"), "before the snapshot");
+
+    // it grows under the pod, which has it open and goes on
+    mode.hold_open(story, "writer");
+    story.kubectl(&["patch", "pvc/data", "--patch", r#"{"spec":{"resources":{"requests":{"storage":"128Mi"}}}}"#]);
+    story.until("pvc/data", "{.status.capacity.storage}", "128Mi");
+    eventually("the pod sees more", || (mode.mib(story, "writer") > 100).then_some(()));
+    assert_eq!(mode.read(story, "writer"), "after the snapshot!");
+    assert!(mode.is_held_open(story, "writer"));
+
+    story.delete(&["pod/writer", "pod/follower", "pod/twin"]);
+    story.delete(&["pvc/data", "pvc/restored", "pvc/cloned", "volumesnapshot/yesterday"]);
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Filesystem,
+    Block,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Filesystem => "Filesystem",
+            Mode::Block => "Block",
+        }
+    }
+
+    /// Writes a text, and brings it to the disk.
+    fn write(self, story: &Story, pod: &str, text: &str) {
+        story.exec(
+            pod,
+            &match self {
+                Mode::Filesystem => format!("echo {text} >/data/text; sync /data/text"),
+                Mode::Block => format!("echo {text} | dd of=/dev/data bs=4k count=1 conv=sync,notrunc,fsync 2>&1"),
+            },
+        );
+    }
+
+    fn read(self, story: &Story, pod: &str) -> String {
+        let text = story.exec(
+            pod,
+            match self {
+                Mode::Filesystem => "cat /data/text",
+                Mode::Block => "head -n 1 /dev/data",
+            },
+        );
+        text.trim().to_owned()
+    }
+
+    /// Lets a process of the pod have it open from now on.
+    fn hold_open(self, story: &Story, pod: &str) {
+        let path = match self {
+            Mode::Filesystem => "/data/text",
+            Mode::Block => "/dev/data",
+        };
+        story.exec(pod, &format!("sleep 1000 <{path} >/dev/null 2>&1 & echo $! >/tmp/holder"));
+    }
+
+    fn is_held_open(self, story: &Story, pod: &str) -> bool {
+        story.exec(pod, "kill -0 $(cat /tmp/holder) && echo yes").trim() == "yes"
+    }
+
+    /// How large the pod sees it.
+    fn mib(self, story: &Story, pod: &str) -> u64 {
+        let shown = story.exec(
+            pod,
+            match self {
+                Mode::Filesystem => "df -m /data | awk 'END { print $2 }'",
+                Mode::Block => "echo $(($(blockdev --getsize64 /dev/data) >> 20))",
+            },
+        );
+        shown.trim().parse().unwrap()
+    }
+}
+
+fn tell(name: &str, pool: &str, mode: Mode) {
+    let cluster = cluster();
+    let story = cluster.story(name);
+    live_through_a_life(&story, pool, mode);
+    story.end();
+    assert_nothing_is_left(&cluster);
+}
+
+/// Kubelet's calls carry the socket's path, percent-encoded, as their `:authority`. A strict server takes "%" only before
+/// an "@".
+#[test]
+fn kubelet_registers_the_driver_by_a_socket_whose_name_has_an_at() {
+    let cluster = cluster();
+    let (node, sockets) = (cluster.node("a"), "cd /var/lib/kubelet/plugins_registry");
+    let is_known = || {
+        let drivers = cluster.kubectl(&["get", "csinode/a", "--output", "jsonpath={.spec.drivers[*].name}"]);
+        drivers == "csi.cistern.dev"
+    };
+    eventually("the driver is registered", || is_known().then_some(()));
+    let topology = cluster.kubectl(&["get", "node/a", "--show-labels"]);
+    assert!(topology.contains("topology.cistern.dev/host=a"), "{topology}");
+
+    // the same server by another name
+    node.sh(&format!("{sockets}; ln csi.cistern.dev@reg.sock csi.cistern.dev-reg.sock; rm csi.cistern.dev@reg.sock"));
+    eventually("the driver is not registered", || (!is_known()).then_some(()));
+    let said = || node.sh("journalctl --unit kubelet | grep 'csi.cistern.dev-reg.sock.*PROTOCOL_ERROR' || true");
+    eventually("kubelet cannot speak with it", || (!said().is_empty()).then_some(()));
+    assert!(!is_known());
+
+    node.sh(&format!("{sockets}; ln csi.cistern.dev-reg.sock csi.cistern.dev@reg.sock; rm csi.cistern.dev-reg.sock"));
+    eventually("the driver is registered", || is_known().then_some(()));
+}
+
+#[test]
+fn the_life_of_a_file_system_in_a_directory() {
+    tell("files-in-a-directory", "plain", Mode::Filesystem);
+}
+
+#[test]
+fn the_life_of_a_block_device_in_a_directory() {
+    tell("blocks-in-a-directory", "plain", Mode::Block);
+}
+
+#[test]
+fn the_life_of_a_file_system_in_a_pool_that_is_one_file() {
+    tell("files-in-one-file", "boxed", Mode::Filesystem);
+}
+
+#[test]
+fn the_life_of_a_block_device_in_a_pool_that_is_one_file() {
+    tell("blocks-in-one-file", "boxed", Mode::Block);
+}
