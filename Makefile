@@ -24,12 +24,8 @@ lint unit sanity local: setup ## one layer of it (the layers lab and cluster: te
 lab: setup ## two hosts with disks of their own to play with, and how to go on
 	tests/lab/lab play
 
-<<<<<<< HEAD
-cluster: ## a Kubernetes of two nodes to play with, and how to go on
+cluster: ## a Kubernetes of two nodes to play with, the chart installed, and how to go on
 	tests/setup cluster
-=======
-cluster: setup ## a Kubernetes of two nodes to play with, the chart installed, and how to go on
->>>>>>> cluster
 	tests/lab/cluster play
 
 campaign: setup ## many seeds, resumable: WHAT=power SEEDS=0..99; tests/campaign says which there are
