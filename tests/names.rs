@@ -467,16 +467,9 @@ fn two_controllers_that_ask_crosswise_do_not_both_make_it() {
 
 // --- how it is run
 
-/// The commit chooses what is tried this time: all comes by turns.
-fn seed_of_commit() -> u64 {
-    let commit = support::run(&["git", "-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"]);
-    println!("seeds in turn, chosen by commit {commit}");
-    u64::from_str_radix(&commit[..8], 16).unwrap()
-}
-
 #[test]
 fn one_name_is_one_volume_whatever_fails() {
-    let first = seed_of_commit();
+    let first = support::seed_of_commit();
     for seed in first..first + 4 {
         let begun = Instant::now();
         println!("seed {seed}");

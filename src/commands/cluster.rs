@@ -17,7 +17,7 @@ use cistern::peer::Tls;
 use cistern::route::{Fleet, Patience};
 
 use super::controller::open_tls;
-use super::server::{Doors, Failure, bind};
+use super::server::{Doors, Failure, bind, machine_name};
 
 /// The flags of a controller in a cluster. It finds the cluster as all pods do; outside of one KUBECONFIG says where it is.
 #[derive(Args)]
@@ -46,7 +46,7 @@ impl ClusterArgs {
         let client = Client::try_default().await?;
         let name = match &self.pod_name {
             Some(name) => name.clone(),
-            None => rustix::system::uname().nodename().to_string_lossy().to_lowercase().parse()?,
+            None => machine_name()?,
         };
         // cancel-safe: what was begun for the certificate is finished by the next start
         let tls = tokio::select! {

@@ -1,7 +1,6 @@
 //! `/metrics` and `/healthz`, for whoever watches a server. Neither waits for a disk that hangs, and neither says anything
 //! that is a secret; they are plain HTTP.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -131,41 +130,29 @@ async fn pools(registry: &mut Registry, host: &Arc<Host>, looks: &Mutex<Looks>) 
     registry.register("pool_promised_bytes", "What is promised to volumes and snapshots", promised);
     registry.register("pool_available_bytes", "What may still be promised", available);
     let (records, jobs) = (Family::<Things, Gauge>::default(), bytes());
-    for ((pool, kind), count) in records_of(host) {
-        records.get_or_create(&Things { pool, kind }).set(count);
-    }
-    for (pool, count) in jobs_of(host) {
-        jobs.get_or_create(&OfPool { pool }).set(count);
+    for store in host.stores() {
+        let pool = store.pool.to_string();
+        let of = |kind| records.get_or_create_owned(&Things { pool: pool.clone(), kind });
+        let (volumes, snapshots) = (of("volume"), of("snapshot"));
+        let jobs = jobs.get_or_create_owned(&OfPool { pool: pool.clone() });
+        store.records().walk_after(None, |key, entry| {
+            match key.kind() {
+                Kind::Volume if entry.state == State::Ready => {
+                    volumes.inc();
+                }
+                Kind::Snapshot if entry.state == State::Ready => {
+                    snapshots.inc();
+                }
+                Kind::Volume | Kind::Snapshot | Kind::Temporary => {}
+            }
+            if entry.record.job.is_some() {
+                jobs.inc();
+            }
+            true
+        });
     }
     registry.register("pool_records", "Volumes and snapshots that are ready", records);
     registry.register("pool_jobs", "Copies, zeroings and the like that are not done", jobs);
-}
-
-fn records_of(host: &Host) -> BTreeMap<(String, &'static str), i64> {
-    let mut counts = BTreeMap::new();
-    for store in host.stores() {
-        for kind in ["volume", "snapshot"] {
-            counts.entry((store.pool.to_string(), kind)).or_insert(0);
-        }
-        for (key, _) in store.records().all().into_iter().filter(|(_, entry)| entry.state == State::Ready) {
-            let kind = match key.kind() {
-                Kind::Volume => "volume",
-                Kind::Snapshot => "snapshot",
-                Kind::Temporary => continue,
-            };
-            *counts.entry((store.pool.to_string(), kind)).or_insert(0) += 1;
-        }
-    }
-    counts
-}
-
-fn jobs_of(host: &Host) -> BTreeMap<String, i64> {
-    let mut counts = BTreeMap::new();
-    for store in host.stores() {
-        let jobs = store.records().all().into_iter().filter(|(_, entry)| entry.record.job.is_some()).count();
-        *counts.entry(store.pool.to_string()).or_insert(0) += i64::try_from(jobs).unwrap_or(i64::MAX);
-    }
-    counts
 }
 
 /// The fleet's hosts as a controller sees them.

@@ -128,7 +128,7 @@ impl MachineArgs {
     pub fn node(&self) -> Result<NodeId, Failure> {
         let name = match &self.node_id {
             Some(name) => name.clone(),
-            None => rustix::system::uname().nodename().to_string_lossy().to_lowercase().parse()?,
+            None => machine_name()?,
         };
         if !self.node_address.is_empty() {
             return Ok(NodeId { name, addresses: self.node_address.clone() });
@@ -148,6 +148,11 @@ impl MachineArgs {
         }
         Ok(NodeId { name, addresses })
     }
+}
+
+/// The machine's host name, as far as it is one for a node.
+pub fn machine_name() -> Result<NodeName, Failure> {
+    Ok(rustix::system::uname().nodename().to_string_lossy().to_lowercase().parse()?)
 }
 
 /// A unix socket that a server listens on.
