@@ -416,6 +416,11 @@ fn a_volume_that_is_made_again_on_the_same_host_keeps_its_own_list() {
 #[test]
 fn a_host_whose_disk_is_away_is_not_sure_of_a_name() {
     let fleet = Fleet::start();
+    // nobody is passed over by the first, so that the second is surely the newer one
+    for host in HOSTS {
+        let is_here = || fleet.log("c0").contains(&format!("host is here host={host}"));
+        support::eventually("the controller sees the hosts", || is_here().then_some(()));
+    }
     // names spread: one of them comes to the host whose disk can be moved
     let made = (0..).map(|number| format!("n{number}")).map(|name| (create(&fleet, &name), name));
     let (first, name) = made.into_iter().find(|(id, _)| fleet.host_with(id) == "a").unwrap();

@@ -83,7 +83,8 @@ fn what_is_bad_holds_up_nobody_else() {
     controller.publish(&good.volume_id("next-3"), good).unwrap();
     hangs.turns(Manner::Well);
     eventually("it is asked again", || {
-        controller.create("again", Some(good)).unwrap();
+        // what settles the name between two of these calls may have taken its claim from one
+        let _ = controller.create("again", Some(good));
         (hangs.calls("Claim") > 1).then_some(())
     });
     controller.create("there", Some(hangs)).unwrap();

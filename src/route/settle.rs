@@ -6,6 +6,7 @@
 //! creation that runs meanwhile, through whatever controller, is crossed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,12 +112,24 @@ fn note(tries: &mut HashMap<Key, Tried>, ended: Option<Ended>) {
     {
         tracing::warn!(%key, "{said}");
     }
-    tries.insert(key, Tried { again: Instant::now() + pause, pause, said });
+    tries.insert(key, Tried { again: Instant::now() + part_of(pause), pause, said });
+}
+
+/// Half of a pause to all of it, by chance. Two controllers that tried in step would each take the other's newest claim away,
+/// time after time.
+fn part_of(pause: Duration) -> Duration {
+    // the seed of each is another, and random
+    let chance = RandomState::new().hash_one(pause) as f64 / u64::MAX as f64;
+    pause.mul_f64(0.5 + chance / 2.0)
 }
 
 /// Settles one name as far as the hosts that are here allow. Answers what its owner must know of it.
 async fn settle(fleet: &Fleet, key: &Key) -> Result<Option<String>, Status> {
     let Some(concerned) = concerned(fleet, key) else { return Ok(None) };
+    // the question would take its claim away from a call that is just making it
+    if fleet.names.exclusive(key).is_err() {
+        return Ok(None);
+    }
     let links = concerned.iter().filter_map(|host| fleet.link(host)).collect();
     let answers = ask(fleet, links, key).await;
     let existing: Vec<Found> = answers.existing().cloned().collect();
@@ -124,7 +137,9 @@ async fn settle(fleet: &Fleet, key: &Key) -> Result<Option<String>, Status> {
         return match verdict(&existing) {
             Verdict::Keep(id) => remove_others(fleet, &answers, &existing, id).await.map(|()| None),
             Verdict::OwnersChoice => {
-                let ids: Vec<String> = existing.iter().map(|found| found.id.to_string()).collect();
+                // in one order: what is said anew is logged anew
+                let ids: BTreeSet<String> = existing.iter().map(|found| found.id.to_string()).collect();
+                let ids: Vec<String> = ids.into_iter().collect();
                 Ok(Some(format!("several volumes have one name, and their owner must choose: {}", ids.join(", "))))
             }
         };

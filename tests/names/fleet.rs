@@ -319,6 +319,10 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.look().iter().for_each(|seen| eprintln!("{} {}", seen.name, seen.brief()));
+            CONTROLLERS.iter().for_each(|controller| eprintln!("{controller} logged:\n{}", self.log(controller)));
+        }
         for host in HOSTS {
             self.power_off(host);
         }
