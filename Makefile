@@ -18,14 +18,13 @@ demo: ## see it work, on this machine
 test: setup ## everything that CI runs; closes with "N passed, N failed"
 	tests/run
 
-lint unit sanity local: setup ## one layer of it (the layers lab and cluster: tests/run lab)
+lint unit sanity local: setup ## one layer of it (the layers lab and cluster: tests/run cluster)
 	tests/run $@
 
 lab: setup ## two hosts with disks of their own to play with, and how to go on
 	tests/lab/lab play
 
-cluster: ## a Kubernetes of two nodes to play with, the chart installed, and how to go on
-	tests/setup cluster
+cluster: setup ## a Kubernetes of two nodes to play with, the chart installed, and how to go on
 	tests/lab/cluster play
 
 campaign: setup ## many seeds, resumable: WHAT=power SEEDS=0..99; tests/campaign says which there are

@@ -109,7 +109,7 @@ fn volumes_of_a_host_that_the_controller_brings_the_pool() {
 
 #[test]
 fn the_program_is_the_one_that_is_pinned() {
-    let go_mod = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/sanity/go.mod")).unwrap();
+    let go_mod = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/go.mod")).unwrap();
     assert!(go_mod.contains("github.com/kubernetes-csi/csi-test/v5 v5.6.0"));
     let path = run(&["sh", "-c", "command -v csi-sanity"]);
     let built = run(&["go", "version", "-m", path.trim()]);

@@ -72,7 +72,7 @@ def busybox(program, more):
 
 def sidecars(directory):
     """The programs that stand beside a CSI controller, each an image with nothing else in it."""
-    pinned = "".join((MODULES / module / "go.mod").read_text() for module in ("provisioner", "sidecars"))
+    pinned = "".join((MODULES / module / "go.mod").read_text() for module in ("", "provisioner"))
     versions = {f"csi-{name}": version for name, version in SIDECARS.findall(pinned)}
     return [
         Image([f"registry.k8s.io/sig-storage/{name}:{version}"], Layer(files={f"/{name}": directory / name}), [f"/{name}"])
