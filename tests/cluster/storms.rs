@@ -26,9 +26,24 @@ enum Trouble {
     Nodes,
     /// The API server is killed and started again, once while all comes and once while all goes.
     ApiServer,
+    /// All of this.
+    Everything,
 }
 
-const TROUBLES: [Trouble; 4] = [Trouble::Nothing, Trouble::Controllers, Trouble::Nodes, Trouble::ApiServer];
+/// Whom it strikes: on which node.
+#[derive(Clone, Copy)]
+enum Victim {
+    Controller(&'static str),
+    Node(&'static str),
+    Kubelet(&'static str),
+    ApiServer,
+}
+
+/// In the order of a campaign's seeds.
+const TROUBLES: [Trouble; 5] =
+    [Trouble::Nothing, Trouble::Controllers, Trouble::Nodes, Trouble::ApiServer, Trouble::Everything];
+const CONTROLLERS: [Victim; 2] = [Victim::Controller("a"), Victim::Controller("b")];
+const NODES: [Victim; 4] = [Victim::Node("a"), Victim::Kubelet("b"), Victim::Node("b"), Victim::Kubelet("a")];
 
 impl Trouble {
     /// Does the work while this befalls the cluster, which begins after five seconds. Says how often it struck.
@@ -37,7 +52,7 @@ impl Trouble {
         thread::scope(move |scope| {
             let trouble = scope.spawn(move || {
                 let turns = (0..).take_while(|_| ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout));
-                turns.filter(|turn| self.strikes(cluster, *turn)).count()
+                turns.flat_map(|turn| self.victims(turn)).filter(|victim| victim.is_struck(cluster)).count()
             });
             work();
             drop(end);
@@ -45,27 +60,39 @@ impl Trouble {
         })
     }
 
-    /// Whether there was something to be struck in this turn.
-    fn strikes(self, cluster: &Cluster, turn: usize) -> bool {
-        let (a, b) = (cluster.node("a"), cluster.node("b"));
-        // the brackets keep it from meeting itself
+    fn victims(self, turn: usize) -> Vec<Victim> {
+        match self {
+            Trouble::Nothing => vec![],
+            Trouble::Controllers => vec![CONTROLLERS[turn % 2]],
+            Trouble::Nodes => vec![NODES[turn % 4]],
+            Trouble::ApiServer => [Victim::ApiServer].into_iter().filter(|_| turn == 0).collect(),
+            Trouble::Everything => {
+                let mut victims = Trouble::Controllers.victims(turn);
+                victims.extend((turn % 3 == 1).then_some(NODES[turn / 3 % 4]));
+                victims.extend((turn == 3).then_some(Victim::ApiServer));
+                victims
+            }
+        }
+    }
+}
+
+impl Victim {
+    /// Kills it; says whether it was there.
+    fn is_struck(self, cluster: &Cluster) -> bool {
+        // the brackets keep the pattern from meeting itself
         let kill = |process| ["pkill", "-KILL", "--full", process];
         let kill_kubelet = ["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "kubelet"];
-        let (node, command) = match (self, turn % 4) {
-            (Trouble::Controllers, 0 | 2) => (a, kill("[c]istern controller").to_vec()),
-            (Trouble::Controllers, _) => (b, kill("[c]istern controller").to_vec()),
-            (Trouble::Nodes, 0) => (a, kill("[c]istern node").to_vec()),
-            (Trouble::Nodes, 1) => (b, kill_kubelet.to_vec()),
-            (Trouble::Nodes, 2) => (b, kill("[c]istern node").to_vec()),
-            (Trouble::Nodes, _) => (a, kill_kubelet.to_vec()),
-            (Trouble::ApiServer, _) if turn == 0 => {
+        let (node, command) = match self {
+            Victim::Controller(node) => (node, kill("[c]istern controller").to_vec()),
+            Victim::Node(node) => (node, kill("[c]istern node").to_vec()),
+            Victim::Kubelet(node) => (node, kill_kubelet.to_vec()),
+            Victim::ApiServer => {
                 cluster.run(&["kill", "apiserver"]);
                 cluster.run(&["up", "a", "b"]);
                 return true;
             }
-            (Trouble::ApiServer | Trouble::Nothing, _) => return false,
         };
-        node.try_run(&command).status.success()
+        cluster.node(node).try_run(&command).status.success()
     }
 }
 
@@ -158,7 +185,7 @@ fn storm(cluster: &Cluster, count: usize, troubles: [Trouble; 2]) {
 #[test]
 fn many_claims_come_and_go_at_once() {
     let cluster = cluster();
-    let trouble = TROUBLES[1..][usize::try_from(seed_of_commit() % 3).unwrap()];
+    let trouble = TROUBLES[1..4][usize::try_from(seed_of_commit() % 3).unwrap()];
     storm(&cluster, 20, [Trouble::Nothing, trouble]);
 }
 
@@ -168,7 +195,7 @@ fn many_claims_come_and_go_at_once() {
 fn campaign() {
     for line in std::io::stdin().lock().lines() {
         let seed: u64 = line.unwrap().parse().unwrap();
-        let (begun, trouble) = (Instant::now(), TROUBLES[usize::try_from(seed % 4).unwrap()]);
+        let (begun, trouble) = (Instant::now(), TROUBLES[usize::try_from(seed).unwrap() % TROUBLES.len()]);
         let result = catch_unwind(|| storm(&cluster(), 100, [trouble; 2]));
         let (outcome, why) = match &result {
             Ok(()) => ("held", String::new()),
