@@ -193,15 +193,16 @@ fn many_claims_come_and_go_at_once() {
 #[test]
 #[ignore = "run by tests/campaign"]
 fn campaign() {
+    let count = std::env::var("CISTERN_CLAIMS").map_or(100, |count| count.parse().unwrap());
     for line in std::io::stdin().lock().lines() {
         let seed: u64 = line.unwrap().parse().unwrap();
         let (begun, trouble) = (Instant::now(), TROUBLES[usize::try_from(seed).unwrap() % TROUBLES.len()]);
-        let result = catch_unwind(|| storm(&cluster(), 100, [trouble; 2]));
+        let result = catch_unwind(|| storm(&cluster(), count, [trouble; 2]));
         let (outcome, why) = match &result {
             Ok(()) => ("held", String::new()),
             Err(why) => ("lost", why.downcast_ref::<String>().cloned().unwrap_or_default()),
         };
-        let (row, seconds) = (format!("{trouble:?}"), begun.elapsed().as_secs());
+        let (row, seconds) = (format!("{count} claims, {trouble:?}"), begun.elapsed().as_secs());
         println!(
             "campaign: {}",
             serde_json::json!({ "seed": seed, "row": row, "outcome": outcome, "why": why, "seconds": seconds })
