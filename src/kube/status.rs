@@ -114,6 +114,9 @@ pub fn status(pool: &StoragePool, plan: &Plan, facts: &BTreeMap<NodeName, Fact>,
     status
 }
 
+/// Of a host that left the cluster and whose store holds something.
+const LEFT: &str = "the host left the cluster: bring it back, or declare the store lost with `lost` of the spec";
+
 /// The pool on one host; `None` where there is nothing to tell.
 fn on_host(name: &NodeName, is_wanted: bool, fact: &Fact, before: Option<&HostStatus>) -> Option<HostStatus> {
     let remembered = before.filter(|before| !before.store.is_empty());
@@ -122,7 +125,7 @@ fn on_host(name: &NodeName, is_wanted: bool, fact: &Fact, before: Option<&HostSt
         (false, ..) => match remembered.filter(|before| before.volumes + before.snapshots > 0) {
             None => return None,
             Some(_) if fact.is_member => (HostState::Gone, "the host is not to carry the pool any more".to_owned()),
-            Some(_) => (HostState::Gone, "the host left the cluster".to_owned()),
+            Some(_) => (HostState::Gone, LEFT.to_owned()),
         },
         _ if !fact.is_member => (HostState::Away, "there is no such host".to_owned()),
         (_, Some(why), ..) => (HostState::Refused, why.clone()),

@@ -60,6 +60,8 @@ pub struct Publish {
 impl Node {
     /// The node with this id, which keeps what it must know below `data`.
     pub fn new(id: NodeId, data: &Path) -> Node {
-        Node { id, guards: Guards::default(), records: data.join("stage") }
+        let node = Node { id, guards: Guards::default(), records: data.join("stage") };
+        node.remove_unfinished();
+        node
     }
 }

@@ -114,6 +114,15 @@ impl Node {
             .map_err(|error| failed(std::io::Error::other(error)))
     }
 
+    /// Removes what a crash left half written: a volume that is not staged again has nobody who writes it over.
+    pub(super) fn remove_unfinished(&self) {
+        let entries = std::fs::read_dir(&self.records).into_iter().flatten().flatten();
+        for unfinished in entries.filter(|entry| file::is_temporary(&entry.file_name())) {
+            // one that stays is harmless
+            let _ = std::fs::remove_file(unfinished.path());
+        }
+    }
+
     /// Forgets the volume.
     pub(super) fn forget(&self, volume: &Id) -> Result<(), RecordError> {
         let path = self.path_of(volume);
@@ -195,4 +204,24 @@ fn parse(text: &[u8]) -> Result<StageRecord, String> {
         return Err(format!("it has format {format}, and this version knows {FORMAT}"));
     }
     serde_json::from_slice(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::machine::testing::TestDir;
+
+    #[test]
+    fn a_start_removes_what_a_crash_left_half_written_and_nothing_else() {
+        let dir = TestDir::new();
+        let records = dir.join("stage");
+        std::fs::create_dir(&records).unwrap();
+        for name in [".store.v-key.json.new", "store.v-key.json"] {
+            std::fs::write(records.join(name), "{").unwrap();
+        }
+        Node::new("a,10.0.0.1".parse().unwrap(), dir.path());
+        let left = std::fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["store.v-key.json"]);
+    }
 }

@@ -188,8 +188,8 @@ impl Fleet {
             Owner::Unseen(Some(host)) => host,
             Owner::Unseen(None) => {
                 return Err(Status::unavailable(format!(
-                    "no host has shown store {store} since this controller started; a store that is not known is never \
-                     taken for lost"
+                    "no host of the fleet has shown store {store} since this controller started; it is waited for until \
+                     it is declared lost with `lost` of its pool"
                 )));
             }
             Owner::Disputed(hosts) => {
@@ -201,7 +201,13 @@ impl Fleet {
                 )));
             }
         };
-        let link = self.link(&host).ok_or_else(|| Status::unavailable(format!("host {host} is not in the fleet")))?;
+        let gone = || {
+            Status::unavailable(format!(
+                "host {host}, which has store {store}, is not in the fleet: bring it back, or declare the store lost with \
+                 `lost` of its pool"
+            ))
+        };
+        let link = self.link(&host).ok_or_else(gone)?;
         match link.standing() {
             Standing::Here { .. } => Ok(link),
             Standing::Away { why, .. } if why.is_empty() => {

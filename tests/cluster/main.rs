@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod life;
+mod nodes;
+mod storms;
 #[path = "../support/mod.rs"]
 mod support;
 

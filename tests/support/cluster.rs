@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use super::lab::{Host, Lab, succeeded, tail};
 
@@ -95,6 +96,17 @@ impl Story<'_> {
     /// kubectl in the story's namespace, which must succeed; answers what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         self.cluster.kubectl(&[&["--namespace", &self.namespace], arguments].concat())
+    }
+
+    /// The same until it succeeds, within this time: the API server may be away meanwhile.
+    pub fn insist(&self, arguments: &[&str], limit: Duration) -> String {
+        let (end, arguments) = (Instant::now() + limit, [&["--namespace", &*self.namespace], arguments].concat());
+        loop {
+            let done = self.cluster.try_kubectl(&arguments);
+            if done.status.success() || Instant::now() > end {
+                return succeeded(&format!("kubectl {arguments:?}"), done);
+            }
+        }
     }
 
     /// Applies objects in the story's namespace.

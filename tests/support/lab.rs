@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::inventory::{Inventory, LOOK};
-use super::{Csi, eventually};
+use super::{Csi, eventually, within};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -275,6 +276,25 @@ impl Host {
     /// Boots again, with the same disks.
     pub fn up(&self) {
         self.site.lab(&["up", &self.name]);
+        self.reconnect();
+    }
+
+    /// Shuts down in order, and boots again.
+    pub fn reboot(&self) {
+        // the connection ends with it
+        let _ = self.try_run(&["systemctl", "poweroff"]);
+        self.disconnect();
+        let is_down =
+            || self.site.lab(&["ls"]).lines().any(|line| line == format!("{} {} down", self.name, self.address));
+        within(Duration::from_secs(180), "the host has shut down", || is_down().then_some(()));
+        self.up();
+    }
+
+    /// Another machine in its place, with empty disks of these sizes: its name and address are all that stays.
+    pub fn replace(&self, disks: &str) {
+        self.disconnect();
+        self.site.lab(&["down", &self.name]);
+        self.site.lab(&["up", &format!("{}={disks}", self.name)]);
         self.reconnect();
     }
 

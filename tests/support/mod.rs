@@ -40,8 +40,13 @@ pub fn signal(process: u32, signal: rustix::process::Signal) {
 }
 
 /// Asks again until it is so; a wait for a condition, not for time.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(60);
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    within(Duration::from_secs(60), what, ask)
+}
+
+/// The same for what may take longer.
+pub fn within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {
             return answer;
