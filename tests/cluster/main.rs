@@ -5,6 +5,7 @@
 
 mod life;
 mod nodes;
+mod quickstart;
 mod storms;
 #[path = "../support/mod.rs"]
 mod support;

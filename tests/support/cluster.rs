@@ -2,7 +2,9 @@
 //!
 //! Each story has a namespace of its own in it, which goes with the story. Waiting is for a condition, by kubectl.
 
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -55,6 +57,26 @@ impl Cluster {
         command
     }
 
+    /// A program of this machine that finds this cluster's kubectl and helm in its PATH.
+    pub fn with_tools(&self, program: &str) -> Command {
+        let (script, bin) = (self.lab.script("cluster"), self.lab.directory().join("bin"));
+        fs::create_dir_all(&bin).unwrap();
+        for tool in ["kubectl", "helm"] {
+            let text = format!("#!/bin/sh\nexec {} {tool} \"$@\"\n", script.get_program().to_str().unwrap());
+            fs::write(bin.join(tool), text).unwrap();
+            fs::set_permissions(bin.join(tool), Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut command = Command::new(program);
+        command.envs(script.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()));
+        command
+    }
+
+    /// Where it keeps what goes with it, on this machine.
+    pub fn directory(&self) -> &Path {
+        self.lab.directory()
+    }
+
     /// kubectl, which must succeed; answers what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         succeeded(&format!("kubectl {arguments:?}"), self.try_kubectl(arguments))
@@ -81,7 +103,7 @@ impl Cluster {
     /// Installs the chart with these values and the image of this checkout, as a person does, and waits until it serves.
     pub fn install(&self, values: &str) {
         let file = self.lab.directory().join("values.yaml");
-        std::fs::write(&file, values).unwrap();
+        fs::write(&file, values).unwrap();
         self.run(&["install", file.to_str().unwrap()]);
     }
 
