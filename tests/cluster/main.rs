@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod life;
+mod lost;
 #[path = "../support/mod.rs"]
 mod support;
+mod uninstall;
+mod upgrade;
+mod writer;
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
