@@ -47,7 +47,7 @@ impl host_server::Host for HostService {
         &self,
         request: Request<internal::DescribeRequest>,
     ) -> Result<Response<internal::DescribeResponse>, Status> {
-        only_peers(&request).or_else(|_| roles::only_root(&request))?;
+        only_peers(&request).or_else(|_| roles::only_owner(&request))?;
         let (wanted, host) = (request.into_inner(), Arc::clone(&self.host));
         run_apart(move || Ok(describe_all(&host, &wanted))).await.map(Response::new)
     }

@@ -1,6 +1,6 @@
 //! What CSI has no word for (`proto/cistern.proto`): the server's half on the host, and the client's half for people's
-//! commands. On a unix socket only root is answered; between machines there is mutual TLS (`tls.rs`), and the roles of a
-//! certificate say which calls it may make (`roles.rs`).
+//! commands. On a unix socket only root and the server's own user are answered; between machines there is mutual TLS
+//! (`tls.rs`), and the roles of a certificate say which calls it may make (`roles.rs`).
 
 pub mod certs;
 mod client;

@@ -75,13 +75,19 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Option<&PeerInfo> {
     request.extensions().get()
 }
 
-/// On a unix socket the kernel says who calls, and only root is answered; who comes by any other way is refused.
-pub fn only_root<T>(request: &tonic::Request<T>) -> Result<(), Status> {
+/// On a unix socket the kernel says who calls, and only root and the server's own user are answered; who comes by any other
+/// way is refused.
+pub fn only_owner<T>(request: &tonic::Request<T>) -> Result<(), Status> {
     let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     match caller {
-        Some(caller) if caller.uid() == 0 => Ok(()),
-        _ => Err(Status::permission_denied("only root is answered")),
+        Some(caller) if is_owner(caller.uid(), rustix::process::geteuid().as_raw()) => Ok(()),
+        _ => Err(Status::permission_denied("only root and the server's own user are answered")),
     }
+}
+
+/// Whether this user owns a server that runs as `own`: a controller's pod has a user of its own, and no root.
+fn is_owner(caller: u32, own: u32) -> bool {
+    caller == 0 || caller == own
 }
 
 /// The caller's name in this role, for calls that answer each by its name.
@@ -219,6 +225,15 @@ mod tests {
             "/cistern.v1.Host%2FDescribe",
         ] {
             assert_eq!(roles(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn root_and_the_servers_own_user_are_answered() {
+        for (caller, own, answered) in
+            [(0, 0, true), (0, 65532, true), (65532, 65532, true), (65532, 0, false), (1000, 65532, false)]
+        {
+            assert_eq!(is_owner(caller, own), answered, "{caller} asks a server that runs as {own}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::fleet::Fleet;
 use super::link::{BOUND, Link, Standing};
 use super::settle;
 use crate::domain::{Id, Kind, NodeName};
-use crate::peer::roles::only_root;
+use crate::peer::roles::only_owner;
 use crate::proto::internal::{self, fleet_server};
 
 /// The internal service of a controller.
@@ -24,7 +24,7 @@ impl fleet_server::Fleet for PeopleService {
         &self,
         request: Request<internal::DescribeRequest>,
     ) -> Result<Response<internal::DescribeResponse>, Status> {
-        only_root(&request)?;
+        only_owner(&request)?;
         let wanted = request.into_inner();
         let mut asking = JoinSet::new();
         for link in self.fleet.links() {
@@ -49,7 +49,7 @@ impl fleet_server::Fleet for PeopleService {
     }
 
     async fn keep(&self, request: Request<internal::KeepRequest>) -> Result<Response<internal::KeepResponse>, Status> {
-        only_root(&request)?;
+        only_owner(&request)?;
         let text = request.into_inner().id;
         let id = Id::parse(Kind::Volume, &text);
         let id = id.ok_or_else(|| Status::not_found(format!("the volume {text:?} does not exist")))?;

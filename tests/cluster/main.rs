@@ -4,11 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod life;
+mod lost;
 mod nodes;
 mod quickstart;
 mod storms;
 #[path = "../support/mod.rs"]
 mod support;
+mod uninstall;
+mod upgrade;
+mod writer;
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 

@@ -102,9 +102,14 @@ impl Cluster {
 
     /// Installs the chart with these values and the image of this checkout, as a person does, and waits until it serves.
     pub fn install(&self, values: &str) {
-        let file = self.lab.directory().join("values.yaml");
-        fs::write(&file, values).unwrap();
-        self.run(&["install", file.to_str().unwrap()]);
+        self.run(&["install", &self.file("values.yaml", values)]);
+    }
+
+    /// The path of a file with this text, which goes with the cluster.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.lab.directory().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     /// A namespace for a story of this name.
