@@ -7,9 +7,8 @@ use serde_json::Value;
 
 use crate::support::cluster::{Story, claim, pod, snapshot};
 use crate::support::{Cluster, eventually};
-use crate::uninstall::InstalledAtLast;
 use crate::writer::{Writer, assert_all_is_there};
-use crate::{Mode, POOLS, assert_nothing_is_left, cluster};
+use crate::{InstalledAtLast, Mode, POOLS, assert_nothing_is_left, cluster};
 
 /// Pods of the old cluster, and where they write.
 const WRITERS: [(&str, &str, Mode, &str); 4] = [

@@ -14,6 +14,7 @@ mod uninstall;
 mod upgrade;
 mod writer;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use support::cluster::Story;
@@ -37,6 +38,21 @@ static CLUSTER: LazyLock<Mutex<Cluster>> = LazyLock::new(|| {
 
 fn cluster() -> MutexGuard<'static, Cluster> {
     CLUSTER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has a cluster with the chart installed where a story ends early, for the stories that follow.
+struct InstalledAtLast<'a>(&'a Cluster);
+
+impl Drop for InstalledAtLast<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let restore = || {
+                self.0.run(&["up", "a", "b"]);
+                self.0.install(POOLS);
+            };
+            let _ = catch_unwind(AssertUnwindSafe(restore));
+        }
+    }
 }
 
 fn prepare(node: &Host) {

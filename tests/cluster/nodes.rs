@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::cluster::{Story, claim, pod};
 use crate::support::{Cluster, Host, eventually, within};
-use crate::{Mode, assert_nothing_is_left, cluster, prepare};
+use crate::{Mode, assert_nothing_is_left, cluster, prepare, quickstart};
 
 /// A StatefulSet of one pod, `db-0`, with the claims `data-db-0` and `raw-db-0`.
 const DB: &str = "
@@ -125,9 +125,13 @@ fn a_node_that_is_gone_for_good_is_waited_for_until_its_stores_are_declared_lost
     serve(&story, "meanwhile", other);
     // a person sees that it will not come back
     story.until(&format!("node/{name}"), "{.status.conditions[?(@.type==\"Ready\")].status}", "Unknown");
-    cluster.kubectl(&["taint", "node", name, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]);
+    let [the_node, what_a_pool_had] = quickstart::give_up();
+    let gives_up = |block: &str| {
+        let block = format!("NODE={name}\n{block}");
+        quickstart::type_in(&cluster, cluster.directory(), "the quick start", &block);
+    };
+    gives_up(&the_node);
     story.until("pod/db-0", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}", "Unschedulable");
-    cluster.kubectl(&["delete", "node", name]);
     story.delete(&["statefulset/db"]);
     let volumes = ["data-db-0", "raw-db-0"].map(|claim| format!("pv/{}", story.volume_of(claim)));
     story.delete(&["pvc/data-db-0", "pvc/raw-db-0"]);
@@ -144,9 +148,7 @@ fn a_node_that_is_gone_for_good_is_waited_for_until_its_stores_are_declared_lost
 
     // until its owner does
     for pool in ["plain", "boxed"] {
-        let pool = format!("storagepool/{pool}");
-        let store = story.get(&pool, &format!("{{.status.hosts[?(@.host==\"{name}\")].store}}"));
-        declare_lost(&story, &pool, &format!("[\"{store}\"]"));
+        gives_up(&what_a_pool_had.replace("scratch", pool));
     }
     story.kubectl(&["wait", "--for=delete", &volumes[0], &volumes[1], "--timeout=120s"]);
     assert_eq!(cluster.kubectl(&["get", "volumeattachments", "--output=name"]).lines().count(), 1, "meanwhile's alone");
@@ -158,7 +160,7 @@ fn a_node_that_is_gone_for_good_is_waited_for_until_its_stores_are_declared_lost
     serve(&story, "afterwards", name);
     for pool in ["storagepool/plain", "storagepool/boxed"] {
         story.until(pool, "{.status.conditions[?(@.type==\"Ready\")].status}", "True");
-        declare_lost(&story, pool, "null");
+        story.kubectl(&["patch", pool, "--type=merge", "--patch", r#"{"spec":{"lost":null}}"#]);
     }
     story.delete(&["pod,pvc", "--all"]);
     story.end();
@@ -172,8 +174,4 @@ fn serve(story: &Story, name: &str, node: &str) {
     story.until_ready(&[name]);
     Mode::Filesystem.write(story, name, "hello");
     assert_eq!(Mode::Filesystem.read(story, name), "hello");
-}
-
-fn declare_lost(story: &Story, pool: &str, stores: &str) {
-    story.kubectl(&["patch", pool, "--type=merge", "--patch", &format!(r#"{{"spec":{{"lost":{stores}}}}}"#)]);
 }

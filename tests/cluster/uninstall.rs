@@ -1,26 +1,9 @@
 //! The chart is taken away and comes again: pods write on, and all that people have is there.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crate::support::cluster::{Story, claim, pod, snapshot};
 use crate::support::{Cluster, eventually};
 use crate::writer::Writer;
-use crate::{Mode, POOLS, assert_nothing_is_left, cluster};
-
-/// Has a cluster with the chart installed where a story ends early, for the stories that follow.
-pub struct InstalledAtLast<'a>(pub &'a Cluster);
-
-impl Drop for InstalledAtLast<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let restore = || {
-                self.0.run(&["up", "a", "b"]);
-                self.0.install(POOLS);
-            };
-            let _ = catch_unwind(AssertUnwindSafe(restore));
-        }
-    }
-}
+use crate::{InstalledAtLast, Mode, assert_nothing_is_left, cluster};
 
 /// Helm, where the chart is; answers what it printed.
 pub fn helm(cluster: &Cluster, arguments: &[&str]) -> String {

@@ -6,9 +6,9 @@ use std::process::Command;
 use crate::support::Cluster;
 use crate::support::cluster::{Story, claim, pod, restored, snapshot};
 use crate::support::lab::succeeded;
-use crate::uninstall::{InstalledAtLast, documented_step, helm};
+use crate::uninstall::{documented_step, helm};
 use crate::writer::{Writer, assert_all_is_there};
-use crate::{Mode, POOLS, assert_nothing_is_left, cluster};
+use crate::{InstalledAtLast, Mode, POOLS, assert_nothing_is_left, cluster};
 
 /// The commit that is upgraded from. A release moves it forward; tests/run builds its image before the tests.
 const OLDER: &str = include_str!("older");
