@@ -190,6 +190,10 @@ fn a_pool_comes_and_its_deletion_waits_for_what_it_holds() {
     site.csi(other).unwrap().delete(&volume).unwrap();
     eventually("the pool goes", || site.api.get(&["storagepool", "p"]).is_none().then_some(()));
     assert_eq!(site.leader().as_deref(), Some(other));
+
+    // one that is stopped leaves nobody waiting for it
+    assert!(site.processes.get_mut(other).unwrap().stop().success());
+    assert_eq!(site.leader(), None);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use cistern::kube::authority::{ClusterAuthority, Settings};
 use cistern::kube::watch::Cluster;
 use cistern::kube::{enrol, keep, watch};
 use cistern::peer::Tls;
+use cistern::pool::tasks::Tasks;
 use cistern::route::{Fleet, Patience};
 
 use super::controller::open_tls;
@@ -41,6 +42,7 @@ impl ClusterArgs {
         driver: &str,
         patience: Patience,
         doors: &mut Doors,
+        tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Result<Option<Arc<Fleet>>, Failure> {
         let client = Client::try_default().await?;
@@ -57,8 +59,15 @@ impl ClusterArgs {
         let cluster = Arc::new(Cluster::default());
         let following = watch::follow(client.clone(), driver.to_owned(), Arc::clone(&cluster), Arc::clone(&fleet));
         doors.spawn(ends("the cluster's objects are not followed any more", following));
-        let keeping = keep::keep(client, self.namespace.clone(), name.to_string(), cluster, Arc::clone(&fleet));
-        doors.spawn(ends("the pools' status is not kept any more", keeping));
+        let (namespace, stop) = (self.namespace.clone(), stop.clone());
+        let keeping = keep::keep(client, namespace, name.to_string(), cluster, Arc::clone(&fleet), stop);
+        // at a stop it lets go of its Lease, which is waited for
+        let task = tasks.begin();
+        doors.spawn(async move {
+            keeping.await;
+            drop(task);
+            Ok(())
+        });
         Ok(Some(fleet))
     }
 

@@ -69,7 +69,7 @@ async fn serve(args: &ControllerArgs, socket: Socket) -> Result<(), Failure> {
             fleet
         }
         None => {
-            let joined = args.cluster.join(tls, &server.driver_name, patience, &mut doors, &stop).await?;
+            let joined = args.cluster.join(tls, &server.driver_name, patience, &mut doors, &tasks, &stop).await?;
             let Some(fleet) = joined else {
                 give_up(&socket);
                 return Ok(());

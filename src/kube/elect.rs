@@ -61,6 +61,28 @@ impl Elector {
         self.held_until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Lets go of the Lease, if it is ours, so that the next one need not wait for it to run out.
+    pub async fn let_go(self) {
+        if self.held_until.is_none() {
+            return;
+        }
+        match tokio::time::timeout(ANSWER, self.give_back()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "Lease {NAME} is not let go of: it runs out"),
+            Err(_) => tracing::warn!("the cluster does not answer for Lease {NAME}: it runs out"),
+        }
+    }
+
+    async fn give_back(&self) -> Result<(), kube::Error> {
+        let Some(mut lease) = self.leases.get_opt(NAME).await? else { return Ok(()) };
+        // with the version that was seen: one that another took over meanwhile is a conflict
+        if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.me)) {
+            spec.holder_identity = None;
+            self.leases.replace(NAME, &PostParams::default(), &lease).await?;
+        }
+        Ok(())
+    }
+
     async fn look(&mut self) -> Result<(), kube::Error> {
         // our time is counted from before the write: nobody can think it longer than others do
         let begun = Instant::now();
@@ -149,6 +171,7 @@ mod tests {
             (0, None, Act::Make),
             (0, Some(lease("me", "1")), Act::Renew),
             (0, Some(lease("", "1")), Act::TakeOver),
+            (0, Some(Lease::default()), Act::TakeOver),
             (0, Some(lease("other", "2")), Act::Wait),
             (14, Some(lease("other", "2")), Act::Wait),
             (14, Some(lease("other", "3")), Act::Wait),

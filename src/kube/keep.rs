@@ -11,6 +11,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::elect::Elector;
 use super::fleet::Plan;
@@ -49,20 +50,21 @@ enum KeepError {
     Late,
 }
 
-/// Keeps the pools for as long as the Lease is this controller's, and stands for election otherwise. Never ends.
+/// Keeps the pools for as long as the Lease is this controller's, and stands for election otherwise. Ends at the stop.
 pub async fn keep(
     client: Client,
     namespace: String,
     controller: String,
     cluster: Arc<Cluster>,
     fleet: Arc<route::Fleet>,
+    stop: CancellationToken,
 ) {
     let mut elector = Elector::new(client.clone(), &namespace, &controller);
     let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(controller) };
     let recorder = Recorder::new(client.clone(), reporter);
     let mut keeper = Keeper { pools: Api::all(client), recorder, fleet, written: HashMap::new() };
-    loop {
-        tokio::time::sleep(EVERY).await;
+    // cancel-safe: what is slept has no effect
+    while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
         if !elector.leads().await {
             keeper.written.clear();
             continue;
@@ -78,6 +80,7 @@ pub async fn keep(
         let uids: Vec<String> = view.pools.values().filter_map(ResourceExt::uid).collect();
         keeper.written.retain(|uid, _| uids.contains(uid));
     }
+    elector.let_go().await;
 }
 
 impl Keeper {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
 
-use crate::support::Cluster;
+use crate::support::{Cluster, eventually};
 use crate::{InstalledAtLast, POOLS, assert_nothing_is_left, cluster};
 
 /// A block of a document, ```` ```KIND ```` to ```` ``` ````.
@@ -133,6 +133,8 @@ fn make_new(cluster: &Cluster) {
 /// What the documents say stays on the machines: the pool's file, with nothing in it, and the note of it.
 fn remove_what_stays(cluster: &Cluster) {
     for node in cluster.nodes() {
+        let holds = || node.sh("losetup --associated /var/lib/cistern/scratch/pool.xfs");
+        eventually("the host lets go of the pool", || holds().is_empty().then_some(()));
         let pool = "mkdir /tmp/pool; mount -o loop,ro scratch/pool.xfs /tmp/pool";
         let pieces = "find /tmp/pool/images /tmp/pool/records -mindepth 1; umount /tmp/pool; rmdir /tmp/pool";
         assert_eq!(node.sh(&format!("cd /var/lib/cistern; {pool}; {pieces}; rm -r scratch stores/scratch")), "");
