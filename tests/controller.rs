@@ -6,7 +6,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -291,8 +291,20 @@ fn a_pool_that_a_controller_brings_is_kept_and_a_host_starts_alone() {
     site.controller.set_pools(Some("[]"));
     eventually("it is gone", || (site.controller.pools_of("a").len() == 1).then_some(()));
     assert_eq!(code(site.client().delete(&volume)), Unavailable);
+    println!("one that is gone may have any name, unless it went when it was empty");
+    let mut other = Volume::block("other", 4 * MIB).with("pool", "p");
+    site.client().create(&mut other).unwrap();
+    site.client().delete(&other).unwrap();
+    let records = || site.places["a"].inventory().files;
+    assert!(records()[0].to_str().unwrap().ends_with(".deleted"), "{:?}", records());
     site.controller.set_pools(Some(&format!("[{good}]")));
     eventually("it is back", || site.client().delete(&volume).ok());
+    site.controller.set_pools(Some("[]"));
+    eventually("it is gone", || (site.controller.pools_of("a").len() == 1).then_some(()));
+    eventually("what was deleted is forgotten", || records().is_empty().then_some(()));
+    site.client().create(&mut other).unwrap();
+    site.client().delete(&other).unwrap();
+    assert_eq!(records(), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -10,7 +10,8 @@ use super::news::News;
 use super::operations::{restore_grants, resume_all};
 use super::record::Record;
 use super::records::{Entry, RecordError, State};
-use super::store::{self, Store, StoreError, Surroundings};
+use super::seen;
+use super::store::{Store, StoreError, Surroundings};
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::{Key, MediumSpec, NodeName, PoolName, PoolSpec, StoreId};
@@ -94,7 +95,13 @@ impl Host {
     /// unknown: it may have what is looked for.
     pub fn apply(&self, specs: Vec<PoolSpec>) {
         let names: Vec<PoolName> = specs.iter().map(|spec| spec.name.clone()).collect();
-        self.write().retain(|name, _| names.contains(name));
+        self.write().retain(|name, pool| {
+            let is_wanted = names.contains(name);
+            if let (false, Ok(store)) = (is_wanted, &pool.store) {
+                store.withdraw();
+            }
+            is_wanted
+        });
         let mut to_open = Vec::new();
         for spec in specs {
             let mut pools = self.write();
@@ -190,12 +197,12 @@ impl Host {
         }
     }
 
-    /// Stores that were seen here, are not open in these pools and were not given up: a disk that was moved, or one that
-    /// cannot be read. Each may have what is looked for.
+    /// Stores that were seen here, are not open in these pools, were not given up, and not empty when their pool was withdrawn:
+    /// a disk that was moved, or one that cannot be read. Each may have what is looked for.
     pub(super) fn missing(&self, pools: &[Pool]) -> Result<Vec<StoreId>, StoreError> {
         let is_open = |id: &StoreId| pools.iter().any(|pool| pool.store.as_ref().is_ok_and(|store| store.id == *id));
         let is_lost = |id: &StoreId| pools.iter().any(|pool| pool.spec.lost.contains(id));
-        let seen = store::seen(&self.around.data)?.into_iter();
+        let seen = seen::stores(&self.around.data)?.into_iter();
         Ok(seen.filter(|id| !is_open(id) && !is_lost(id)).collect())
     }
 
@@ -260,7 +267,7 @@ impl Pool {
 }
 
 fn open_medium(spec: &PoolSpec, around: &Surroundings) -> Result<Box<dyn Medium>, StoreError> {
-    let is_expected = store::expected(spec, &around.data)?.is_some();
+    let is_expected = seen::expected(spec, &around.data)?.is_some();
     match &spec.medium {
         MediumSpec::Dir(dir) => Ok(Box::new(Dir::open(dir, is_expected)?)),
     }

@@ -12,6 +12,7 @@ pub mod operations;
 pub mod record;
 pub mod records;
 pub mod recovery;
+mod seen;
 pub mod store;
 pub mod tasks;
 

@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use super::news::News;
 use super::record::FORMAT;
 use super::records::{Entry, RecordError, Records, State};
 use super::recovery::Found;
+use super::seen;
 use super::tasks::Tasks;
 use crate::domain::error::chain;
 use crate::domain::ids::Malformed;
@@ -49,6 +51,8 @@ pub struct Store {
     limits: RwLock<Limits>,
     ballast: Ballast,
     tool_locks: PathBuf,
+    data: PathBuf,
+    is_withdrawn: AtomicBool,
     found: Mutex<Found>,
 }
 
@@ -165,6 +169,8 @@ impl Store {
             tasks: around.tasks.clone(),
             limits: RwLock::new(limits_of(spec)),
             tool_locks,
+            data: around.data.clone(),
+            is_withdrawn: AtomicBool::new(false),
             found: Mutex::default(),
             _only_daemon: only_daemon,
         });
@@ -202,6 +208,11 @@ impl Store {
     /// Takes over what the pool's owner changed.
     pub fn reconfigure(&self, spec: &PoolSpec) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits_of(spec);
+    }
+
+    /// The pool's owner does not want it here any more. Operations that are under way go on.
+    pub fn withdraw(&self) {
+        self.is_withdrawn.store(true, Ordering::Relaxed);
     }
 
     /// How much there is.
@@ -399,11 +410,24 @@ pub(super) enum PromiseError {
     Medium(#[from] MediumError),
 }
 
+impl Drop for Store {
+    /// Nobody works on it any more. If its pool was withdrawn and nothing is in it, nothing is to be looked for in it either.
+    fn drop(&mut self) {
+        let is_empty = || self.records.all().is_empty() && self.records.unreadable().is_empty();
+        if self.is_withdrawn.load(Ordering::Relaxed)
+            && is_empty()
+            && let Err(error) = seen::note_empty(&self.pool, self.id, &self.data)
+        {
+            tracing::warn!(pool = %self.pool, error = %chain(&error), "it is looked for as if it held something");
+        }
+    }
+}
+
 fn limits_of(spec: &PoolSpec) -> Limits {
     Limits { overcommit: spec.overcommit, reserve: spec.reserve }
 }
 
-fn failed(step: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+pub(super) fn failed(step: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
     move |source| StoreError::File { step, path: path.to_owned(), source }
 }
 
@@ -422,39 +446,12 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// The store that this pool was seen to have, unless its owner gave it up.
-pub fn expected(spec: &PoolSpec, data: &Path) -> Result<Option<StoreId>, StoreError> {
-    let seen = data.join("stores").join(spec.name.to_string());
-    let store = read_if_there(&seen)?.map(|text| parse_seen(&seen, &text)).transpose()?;
-    Ok(store.filter(|store| !spec.lost.contains(store)))
-}
-
-/// The stores that were seen on this machine, each the last of its pool, whether the pool is still known here or not.
-pub fn seen(data: &Path) -> Result<Vec<StoreId>, StoreError> {
-    let directory = data.join("stores");
-    let files = match std::fs::read_dir(&directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        files => files.map_err(failed("reading", &directory))?,
-    };
-    let mut stores = Vec::new();
-    for file in files {
-        let path = file.map_err(failed("reading", &directory))?.path();
-        // a note that is just being written stands under a temporary name as well
-        if !path.file_name().is_some_and(file::is_temporary)
-            && let Some(text) = read_if_there(&path)?
-        {
-            stores.push(parse_seen(&path, &text)?);
-        }
-    }
-    Ok(stores)
-}
-
 /// Reads the store's identity, or gives it one. A pool that had a store is not given a new one in silence: an unmounted
 /// file system looks just like an empty directory.
 fn identify(spec: &PoolSpec, medium: &dyn Medium, data: &Path) -> Result<StoreId, StoreError> {
     let home = medium.home();
     let path = home.join("store.json");
-    let expected = expected(spec, data)?;
+    let expected = seen::expected(spec, data)?;
     let identity = match (read_if_there(&path)?, expected) {
         (Some(text), _) => parse_identity(&path, &text)?,
         (None, Some(expected)) => return Err(StoreError::Gone { home: home.to_owned(), expected }),
@@ -469,9 +466,7 @@ fn identify(spec: &PoolSpec, medium: &dyn Medium, data: &Path) -> Result<StoreId
     if identity.pool != spec.name {
         return Err(StoreError::OfOtherPool { home: home.to_owned(), owner: identity.pool });
     }
-    if expected != Some(identity.store) {
-        write(&data.join("stores"), &spec.name.to_string(), identity.store.to_string().as_bytes())?;
-    }
+    seen::note(&spec.name, identity.store, data)?;
     Ok(identity.store)
 }
 
@@ -497,12 +492,7 @@ fn parse_identity(path: &Path, text: &str) -> Result<Identity, StoreError> {
     Ok(identity)
 }
 
-fn parse_seen(path: &Path, text: &str) -> Result<StoreId, StoreError> {
-    let refused = |why: String| StoreError::Identity { path: path.to_owned(), why };
-    text.trim().parse().map(StoreId).map_err(|error: crate::domain::uuid::NotAUuid| refused(error.to_string()))
-}
-
-fn read_if_there(path: &Path) -> Result<Option<String>, StoreError> {
+pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, StoreError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -510,7 +500,7 @@ fn read_if_there(path: &Path) -> Result<Option<String>, StoreError> {
     }
 }
 
-fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+pub(super) fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     std::fs::create_dir_all(directory).map_err(failed("making", directory))?;
     file::write_atomically(directory, name, bytes)
         .map_err(|error| failed("writing", &directory.join(name))(std::io::Error::other(error)))
