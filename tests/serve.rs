@@ -324,6 +324,19 @@ fn mount_flags_group_and_readonly_targets() {
     assert_eq!(fs::read_to_string(reader.join("file")).unwrap(), "x");
     assert!(fs::write(reader.join("file"), "y").is_err());
     csi.unpublish(&volume, &reader).unwrap();
+    // the next pod of the node has a group of its own; kubelet does not stage for it, unless it was started anew
+    let group = || fs::metadata(place.path("v/staging")).unwrap().gid();
+    let (staging, next) = (place.path("v/staging"), place.path("v/next"));
+    volume.group = "108".to_owned();
+    csi.publish(&volume, &staging, &next, true).unwrap();
+    assert_eq!(group(), 107, "one that may only read changes nothing");
+    csi.unpublish(&volume, &next).unwrap();
+    csi.publish(&volume, &staging, &next, false).unwrap();
+    assert_eq!(group(), 108);
+    volume.group = "109".to_owned();
+    csi.stage(&volume, &staging).unwrap();
+    assert_eq!(group(), 109);
+    csi.unpublish(&volume, &next).unwrap();
     csi.release(&volume, &place.path("v")).unwrap();
     csi.delete(&volume).unwrap();
     let mut refused = Volume::filesystem("w", "xfs", 320 * MIB);

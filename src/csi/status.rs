@@ -268,9 +268,10 @@ impl Coded for node::PublishError {
             | node::PublishError::Once(_)
             | node::PublishError::Occupied(_) => Code::FailedPrecondition,
             node::PublishError::Connect(error) => connect(error),
-            node::PublishError::Target { .. } | node::PublishError::Mount(_) | node::PublishError::Record(_) => {
-                Code::Internal
-            }
+            node::PublishError::Target { .. }
+            | node::PublishError::Group { .. }
+            | node::PublishError::Mount(_)
+            | node::PublishError::Record(_) => Code::Internal,
         }
     }
 }

@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::record::{RecordError, RecordedAccess, StageRecord, TargetRecord};
-use super::stage::is_of;
+use super::stage::{hand_to_group, is_of};
 use super::{Node, Publish};
 use crate::domain::Id;
+use crate::domain::request::Access;
 use crate::machine::mounts::{self, BindFlags, MountError, MountTable};
 use crate::pool::guards::Busy;
 use crate::share::connect::Made;
@@ -44,6 +45,14 @@ pub enum PublishError {
     #[error("making {}", path.display())]
     Target {
         /// The target.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The root directory could not be handed to the group.
+    #[error("handing {} to the group", path.display())]
+    Group {
+        /// Where it is staged.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
@@ -115,7 +124,7 @@ fn check(record: &StageRecord, request: &Publish) -> Result<(), PublishError> {
     let asked = RecordedAccess::of(&request.capability.access);
     let same_access = match (&record.access, &asked) {
         (RecordedAccess::Block, RecordedAccess::Block) => true,
-        // options of the mount are those of the stage; the group too
+        // options of the mount are those of the stage
         (RecordedAccess::Mount { .. }, RecordedAccess::Mount { .. }) => true,
         _ => false,
     };
@@ -211,6 +220,14 @@ fn publish_mount(record: &StageRecord, request: &Publish) -> Result<(), PublishE
             let _ = mounts::unmount(&point)?;
         }
         None => {}
+    }
+    let is_writable = !request.read_only && !staged.read_only;
+    // a pod may follow another of its node without a new stage, and each brings its own group
+    if let Access::Mount(mount) = &request.capability.access
+        && let Some(group) = mount.group.filter(|_| is_writable)
+    {
+        hand_to_group(&staging, group)
+            .map_err(|source| PublishError::Group { path: record.staging.clone(), source })?;
     }
     step!("node-publish.bind");
     Ok(mounts::bind(&staging, &point, BindFlags { read_only: request.read_only, ..BindFlags::default() })?)

@@ -180,6 +180,15 @@ impl StageRecord {
 }
 
 impl RecordedAccess {
+    /// Whether it is the same. The group is each pod's own: kubelet that starts anew stages with that of any of them.
+    pub(super) fn is_but_for_the_group(&self, other: &RecordedAccess) -> bool {
+        match (self, other) {
+            (RecordedAccess::Block, RecordedAccess::Block) => true,
+            (RecordedAccess::Mount { flags, .. }, RecordedAccess::Mount { flags: others, .. }) => flags == others,
+            _ => false,
+        }
+    }
+
     pub(super) fn of(access: &crate::domain::request::Access) -> RecordedAccess {
         match access {
             crate::domain::request::Access::Block => RecordedAccess::Block,

@@ -197,9 +197,11 @@ fn renewed(mut record: StageRecord, request: &Stage) -> Result<StageRecord, Stag
     if record.staging != request.path {
         return Err(StageError::Elsewhere(record.staging));
     }
-    if record.access != RecordedAccess::of(&request.capability.access) {
-        return Err(StageError::Exists("access type, mount option or group"));
+    let asked = RecordedAccess::of(&request.capability.access);
+    if !record.access.is_but_for_the_group(&asked) {
+        return Err(StageError::Exists("access type or mount option"));
     }
+    record.access = asked;
     if record.mode != request.capability.mode {
         return Err(StageError::Exists("access mode"));
     }
@@ -280,7 +282,7 @@ fn expect(device: &Path, expected: FsType) -> Result<(), StageError> {
 }
 
 /// Hands the root directory, and nothing below it, to the group: set-gid, so that what is made in it is the group's too.
-fn hand_to_group(root: &Path, group: u32) -> std::io::Result<()> {
+pub(super) fn hand_to_group(root: &Path, group: u32) -> std::io::Result<()> {
     let metadata = std::fs::metadata(root)?;
     if metadata.gid() != group {
         std::os::unix::fs::chown(root, None, Some(group))?;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod features;
 mod life;
 mod lost;
 mod nodes;
