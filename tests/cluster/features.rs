@@ -78,7 +78,7 @@ spec:
 }
 
 /// The classes and hosts that the scheduler knows the room of.
-fn known_rooms(cluster: &Cluster) -> Vec<String> {
+pub fn known_rooms(cluster: &Cluster) -> Vec<String> {
     let row =
         r#"{range .items[*]}{.storageClassName} {.nodeTopology.matchLabels.topology\.cistern\.dev/host}{"\n"}{end}"#;
     let all = ["get", "csistoragecapacities", "--namespace=cistern", &format!("--output=jsonpath={row}")];
