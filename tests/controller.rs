@@ -435,13 +435,16 @@ fn what_was_answered_is_listed_at_once() {
     });
 }
 
-fn capacity(csi: &Csi, host: Option<&str>) -> csi::GetCapacityResponse {
-    let asked = csi::GetCapacityRequest {
+fn capacity_request(host: Option<&str>) -> csi::GetCapacityRequest {
+    csi::GetCapacityRequest {
         parameters: [("pool".to_owned(), "p".to_owned())].into(),
         accessible_topology: host.map(topology),
         ..Default::default()
-    };
-    csi.block_on(csi.controller().get_capacity(asked)).unwrap().into_inner()
+    }
+}
+
+fn capacity(csi: &Csi, host: Option<&str>) -> csi::GetCapacityResponse {
+    csi.block_on(csi.controller().get_capacity(capacity_request(host))).unwrap().into_inner()
 }
 
 #[test]
@@ -456,6 +459,18 @@ fn new_volumes_go_where_they_belong() {
     assert_eq!(all.available_capacity, a.available_capacity + b.available_capacity);
     assert_eq!(all.maximum_volume_size, Some(a.available_capacity.max(b.available_capacity)));
     assert_eq!(nowhere.available_capacity, 0);
+    println!("a host that may come in a moment is not said to have none");
+    for (patience, answer) in [("30", Err(Unavailable)), ("0", Ok(0))] {
+        let mut twin = site.controller.twin(site.pki.place.path(patience)).with(&["--patience", patience]);
+        twin.add_at("c", "127.0.0.1:1");
+        twin.start();
+        twin.wait_for("a");
+        let csi = twin.client();
+        let got = csi.block_on(csi.controller().get_capacity(capacity_request(Some("c"))));
+        let got = got.map(|answer| answer.into_inner().available_capacity).map_err(|status| status.code());
+        assert_eq!(got, answer, "patience {patience}");
+        assert_eq!(capacity(&csi, Some("a")).available_capacity, a.available_capacity);
+    }
     let unknown =
         csi::GetCapacityRequest { parameters: [("pool".to_owned(), "q".to_owned())].into(), ..Default::default() };
     assert_eq!(code(csi.block_on(csi.controller().get_capacity(unknown))), InvalidArgument);

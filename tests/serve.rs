@@ -344,6 +344,29 @@ fn mount_flags_group_and_readonly_targets() {
     assert_eq!(csi.create(&mut refused).unwrap_err().code(), Code::InvalidArgument);
 }
 
+/// Kubelet keeps what it was told when the volume was attached.
+#[test]
+fn what_is_modified_after_the_attachment_is_so_at_the_next_stage() {
+    let (place, server) = on_xfs("");
+    let csi = server.client();
+    let mut volume = Volume::block("v", 4 * MIB);
+    csi.create(&mut volume).unwrap();
+    csi.use_at(&mut volume, &place.path("v")).unwrap();
+    let read_ahead = || {
+        let device = place.inventory().loops[0].clone();
+        let file = format!("/sys/block/{}/queue/read_ahead_kb", device.trim_start_matches("/dev/"));
+        fs::read_to_string(file).unwrap().trim().to_owned()
+    };
+    csi.modify(&volume, "readAheadKiB", "64").unwrap();
+    assert_eq!(read_ahead(), "64");
+    csi.unpublish(&volume, &place.path("v/target")).unwrap();
+    csi.unstage(&volume, &place.path("v/staging")).unwrap();
+    csi.stage(&volume, &place.path("v/staging")).unwrap();
+    assert_eq!(read_ahead(), "64");
+    csi.release(&volume, &place.path("v")).unwrap();
+    csi.delete(&volume).unwrap();
+}
+
 #[test]
 fn the_node_never_formats() {
     let (place, server) = on_xfs("");

@@ -183,7 +183,8 @@ async fn serve(
         stores = Some(opened);
     }
     if !matches!(kubelet, Kubelet::None) {
-        services = services.identity(&server.driver_name).node(Node::new(node, data), &tasks);
+        let host = stores.as_ref().map(|stores| &stores.host);
+        services = services.identity(&server.driver_name).node(Node::new(node, data), host, &tasks);
     }
     doors.open(socket, services.routes())?;
     let registration = register(&mut doors, server, kubelet)?;

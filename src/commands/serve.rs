@@ -50,7 +50,7 @@ async fn serve(args: &ServeArgs, data: &Path, node: NodeId, socket: Socket) -> R
     let services = Services::default()
         .identity(driver_name)
         .controller(&stores.host, &tasks, false)
-        .node(Node::new(node, data), &tasks)
+        .node(Node::new(node, data), Some(&stores.host), &tasks)
         .host(&stores.host, &tasks, files, data);
     let mut doors = Doors::new(&stop);
     doors.open(socket, services.routes())?;

@@ -36,9 +36,9 @@ impl Services {
         self
     }
 
-    /// CSI Node.
-    pub fn node(mut self, node: Node, tasks: &Tasks) -> Services {
-        let service = NodeServer::new(NodeService::new(Arc::new(node), tasks.clone()));
+    /// CSI Node, with the stores of its machine.
+    pub fn node(mut self, node: Node, host: Option<&Arc<Host>>, tasks: &Tasks) -> Services {
+        let service = NodeServer::new(NodeService::new(Arc::new(node), host.cloned(), tasks.clone()));
         self.0.add_service(service.max_decoding_message_size(csi::LARGEST_MESSAGE));
         self
     }

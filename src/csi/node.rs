@@ -9,8 +9,9 @@ use tonic::{Request, Response, Status};
 use super::status::Coded;
 use super::{Telemetry, controller, deadline, parse, run};
 use crate::domain::{Id, Kind};
-use crate::node::{self, Node, Statistics};
+use crate::node::{self, Node, Stage, Statistics};
 use crate::pool::tasks::Tasks;
+use crate::pool::{Host, operations};
 use crate::proto::csi::v1 as csi;
 
 use csi::node_service_capability::rpc::Type as Rpc;
@@ -30,14 +31,16 @@ const OPERATIONS_AT_A_TIME: usize = 64;
 /// The Node service.
 pub struct NodeService {
     node: Arc<Node>,
+    /// This machine's stores, if it serves any.
+    host: Option<Arc<Host>>,
     tasks: Tasks,
     turns: Arc<Semaphore>,
 }
 
 impl NodeService {
     /// The service of this node.
-    pub fn new(node: Arc<Node>, tasks: Tasks) -> NodeService {
-        NodeService { node, tasks, turns: Arc::new(Semaphore::new(OPERATIONS_AT_A_TIME)) }
+    pub fn new(node: Arc<Node>, host: Option<Arc<Host>>, tasks: Tasks) -> NodeService {
+        NodeService { node, host, tasks, turns: Arc::new(Semaphore::new(OPERATIONS_AT_A_TIME)) }
     }
 
     async fn on_node<T, E>(
@@ -60,7 +63,8 @@ impl NodeService {
         let deadline = deadline(&request);
         let text = request.get_ref().volume_id.clone();
         let stage = parse::stage(request.into_inner())?.ok_or_else(|| unknown(&text))?;
-        self.on_node(deadline, move |node| node::stage(node, &stage)).await?;
+        let host = self.host.clone();
+        self.on_node(deadline, move |node| node::stage(node, &as_of_now(host.as_deref(), stage))).await?;
         Ok(csi::NodeStageVolumeResponse {})
     }
 
@@ -147,6 +151,19 @@ impl NodeService {
         let size = self.on_node(deadline, move |node| node::grow(node, &volume, &path, range.required)).await?;
         Ok(csi::NodeExpandVolumeResponse { capacity_bytes: i64::try_from(size).unwrap_or(i64::MAX) })
     }
+}
+
+/// With what the volume's owner last said of it. Who stages shows the ticket of when the volume was attached: kubelet keeps it
+/// for the next pod, and over a reboot, whatever was modified since.
+fn as_of_now(host: Option<&Host>, mut stage: Stage) -> Stage {
+    let record = host.and_then(|host| host.store(&stage.volume.store).ok()).and_then(|store| {
+        // one that cannot be read is as it was when it was attached
+        operations::look_up(&store, &stage.volume.key).ok().flatten()
+    });
+    if let Some(kib) = record.and_then(|record| record.volume()?.read_ahead_kib) {
+        stage.ticket.read_ahead_kib = Some(kib);
+    }
+    stage
 }
 
 fn unknown(volume: &str) -> Status {

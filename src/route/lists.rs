@@ -70,6 +70,9 @@ pub fn capacity(fleet: &Fleet, request: csi::GetCapacityRequest) -> Result<csi::
     let asked = parse::capacity(request)?;
     let on_host = |host: &NodeName| asked.host.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(host));
     let (mut sum, mut largest) = (0_u64, 0_u64);
+    if let (Some(pool), Some(Some(host))) = (&asked.pool, &asked.host) {
+        when_it_may_be_known(fleet, pool, host)?;
+    }
     if !asked.is_impossible {
         for (_, available) in available(fleet, asked.pool.as_ref())?.into_iter().filter(|(host, _)| on_host(host)) {
             sum = sum.saturating_add(available);
@@ -82,6 +85,19 @@ pub fn capacity(fleet: &Fleet, request: csi::GetCapacityRequest) -> Result<csi::
         maximum_volume_size: Some(bytes(largest)),
         minimum_volume_size: Some(bytes(GRAIN)),
     })
+}
+
+/// Who asks for one host keeps what it is told for a while, and a pool of no room keeps pods away. So a host that was here a
+/// moment ago, or whose first report has not come yet, is not said to have none: it is asked for again.
+fn when_it_may_be_known(fleet: &Fleet, pool: &PoolName, host: &NodeName) -> Result<(), Status> {
+    let is_waited_for = |candidate: &Candidate| {
+        let is_away = matches!(candidate.standing, Standing::Away { since } if since < fleet.patience.placing);
+        candidate.host == *host && is_away
+    };
+    match fleet.candidates(pool).iter().any(is_waited_for) {
+        true => Err(Status::unavailable(format!("host {host} is away, or has not said what pool {pool} has there"))),
+        false => Ok(()),
+    }
 }
 
 /// What each host that is here has available in a pool, or in each of its pools.

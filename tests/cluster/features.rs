@@ -78,7 +78,7 @@ spec:
 }
 
 /// The classes and hosts that the scheduler knows the room of.
-fn known_rooms(cluster: &Cluster) -> Vec<String> {
+pub fn known_rooms(cluster: &Cluster) -> Vec<String> {
     let row =
         r#"{range .items[*]}{.storageClassName} {.nodeTopology.matchLabels.topology\.cistern\.dev/host}{"\n"}{end}"#;
     let all = ["get", "csistoragecapacities", "--namespace=cistern", &format!("--output=jsonpath={row}")];
@@ -120,7 +120,7 @@ fn pods_are_led_where_there_is_room_and_their_own_volumes_go_with_them() {
 }
 
 /// A VolumeAttributesClass.
-fn attributes(name: &str, parameters: &str) -> String {
+pub fn attributes(name: &str, parameters: &str) -> String {
     format!(
         "
 apiVersion: storage.k8s.io/v1
@@ -221,8 +221,12 @@ fn a_clone_that_is_wanted_on_another_node_is_refused_and_waits_for_a_pod_that_be
     eventually("the pod has no node", || with_scheduler().contains("provisioning failed").then_some(()));
     assert_eq!(story.get("pvc/clone", "{.status.phase}"), "Pending");
 
+    // but a pod that is to be where another is
     story.delete(&["pod/reader"]);
-    story.apply(&pod("reader", "clone", "Block", "b"));
+    story.kubectl(&["label", "pod/writer", "app=writer"]);
+    let beside = "affinity: { podAffinity: { requiredDuringSchedulingIgnoredDuringExecution: [{
+      topologyKey: kubernetes.io/hostname, labelSelector: { matchLabels: { app: writer } } }] } }\n  containers:";
+    story.apply(&pod("reader", "clone", "Block", "").replace("containers:", beside));
     story.until_ready(&["reader"]);
     assert_eq!(Mode::Block.read(&story, "reader"), "hello");
     story.delete(&["pod/writer", "pod/reader", "pvc/data", "pvc/clone"]);

@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod features;
+#[path = "../support/granted.rs"]
+mod granted;
 mod life;
 mod lost;
 mod nodes;
 mod quickstart;
+mod rights;
 mod storms;
 #[path = "../support/mod.rs"]
 mod support;
