@@ -55,6 +55,29 @@ fn come_and_go(cluster: &Cluster) {
     is_told_of(0);
 }
 
+/// A pool that is on no node, and that nobody understands.
+const UNCLEAR: &str = "
+apiVersion: cistern.dev/v1alpha1
+kind: StoragePool
+metadata: { name: unclear }
+spec: { dir: { path: /nowhere }, hosts: [nobody], reserve: much }
+";
+
+/// It is refused twice, of which the second time is a change of the first one's event.
+fn be_refused(story: &Story) {
+    let why = "{.status.conditions[?(@.type==\"Accepted\")].message}";
+    let until_it_is_for = |what: &str| {
+        let is_said = || story.get("storagepool/unclear", why).contains(what).then_some(());
+        eventually("the pool is refused", is_said);
+    };
+    story.apply(UNCLEAR);
+    until_it_is_for("reserve");
+    let other = r#"{"spec":{"reserve":null,"lost":["none"]}}"#;
+    story.kubectl(&["patch", "storagepool/unclear", "--type=merge", "--patch", other]);
+    until_it_is_for("lost");
+    story.delete(&["storagepool/unclear"]);
+}
+
 /// All that cistern does for people with claims.
 fn ask_for_everything(story: &Story) {
     let classes = features::attributes("one", "wipe: discard") + "---" + &features::attributes("other", "wipe: none");
@@ -78,10 +101,15 @@ fn ask_for_everything(story: &Story) {
     story.kubectl(&["delete", "volumeattributesclass/one", "volumeattributesclass/other"]);
 }
 
+fn listed(rights: &[&Right]) -> String {
+    rights.iter().map(|right| format!("{} {}", right.verb, right.resource)).collect::<Vec<_>>().join(", ")
+}
+
 #[test]
 fn each_right_is_used_or_it_is_known_why_not() {
     let cluster = cluster();
     let story = cluster.story("rights");
+    be_refused(&story);
     come_and_go(&cluster);
     ask_for_everything(&story);
     story.end();
@@ -93,10 +121,8 @@ fn each_right_is_used_or_it_is_known_why_not() {
         |right: &&Right| right.verb == "list" && used.contains(&Right::new(&right.resource, "watch"));
     let (lists, unused): (Vec<&Right>, Vec<&Right>) = granted.difference(&used).partition(is_list_of_a_watch);
     let known: Vec<Right> = UNUSED.iter().map(|(resource, verb, _)| Right::new(resource, verb)).collect();
-    println!(
-        "of {} rights these are not used, but watched: {lists:#?}\nand these are not used: {unused:#?}",
-        granted.len()
-    );
+    println!("of {} rights these are not used, but watched: {}", granted.len(), listed(&lists));
+    println!("and these are not used: {}", listed(&unused));
     assert_eq!(unused, known.iter().collect::<Vec<_>>());
     // and nobody asks for what is not granted
     assert_eq!(used.difference(&granted).collect::<Vec<_>>(), Vec::<&Right>::new());
