@@ -9,7 +9,8 @@ use crate::machine::file;
 
 /// Where the notes are: a file for each pool, with the store's identity.
 const SEEN: &str = "stores";
-/// The same, of stores that had nothing in them when their pool was withdrawn. (Versions before this one look only at the others.)
+/// The same, of stores that had nothing in them when their pool was withdrawn. (Versions before this one look only at the
+/// others.)
 const EMPTY: &str = "empty-stores";
 
 /// The store that this pool was seen to have, unless its owner gave it up.

@@ -70,11 +70,12 @@ pub fn capacity(fleet: &Fleet, request: csi::GetCapacityRequest) -> Result<csi::
     let asked = parse::capacity(request)?;
     let on_host = |host: &NodeName| asked.host.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(host));
     let (mut sum, mut largest) = (0_u64, 0_u64);
-    if let (Some(pool), Some(Some(host))) = (&asked.pool, &asked.host) {
-        when_it_may_be_known(fleet, pool, host)?;
+    let in_pool = asked.pool.as_ref().map(|pool| (pool, fleet.candidates(pool)));
+    if let (Some((pool, candidates)), Some(Some(host))) = (&in_pool, &asked.host) {
+        when_it_may_be_known(fleet, pool, candidates, host)?;
     }
     if !asked.is_impossible {
-        for (_, available) in available(fleet, asked.pool.as_ref())?.into_iter().filter(|(host, _)| on_host(host)) {
+        for (_, available) in available(fleet, in_pool)?.into_iter().filter(|(host, _)| on_host(host)) {
             sum = sum.saturating_add(available);
             largest = largest.max(available);
         }
@@ -89,21 +90,25 @@ pub fn capacity(fleet: &Fleet, request: csi::GetCapacityRequest) -> Result<csi::
 
 /// Who asks for one host keeps what it is told for a while, and a pool of no room keeps pods away. So a host that was here a
 /// moment ago, or whose first report has not come yet, is not said to have none: it is asked for again.
-fn when_it_may_be_known(fleet: &Fleet, pool: &PoolName, host: &NodeName) -> Result<(), Status> {
+fn when_it_may_be_known(
+    fleet: &Fleet,
+    pool: &PoolName,
+    candidates: &[Candidate],
+    host: &NodeName,
+) -> Result<(), Status> {
     let is_waited_for = |candidate: &Candidate| {
         let is_away = matches!(candidate.standing, Standing::Away { since } if since < fleet.patience.placing);
         candidate.host == *host && is_away
     };
-    match fleet.candidates(pool).iter().any(is_waited_for) {
+    match candidates.iter().any(is_waited_for) {
         true => Err(Status::unavailable(format!("host {host} is away, or has not said what pool {pool} has there"))),
         false => Ok(()),
     }
 }
 
-/// What each host that is here has available in a pool, or in each of its pools.
-fn available(fleet: &Fleet, pool: Option<&PoolName>) -> Result<Vec<(NodeName, u64)>, Status> {
-    if let Some(pool) = pool {
-        let candidates = fleet.candidates(pool);
+/// What each host that is here has available in a pool, of which these are the candidates, or in each of its pools.
+fn available(fleet: &Fleet, in_pool: Option<(&PoolName, Vec<Candidate>)>) -> Result<Vec<(NodeName, u64)>, Status> {
+    if let Some((pool, candidates)) = in_pool {
         if candidates.is_empty() && fleet.is_ready() {
             return Err(Status::invalid_argument(format!("parameters[pool]: no host has a pool {pool}")));
         }

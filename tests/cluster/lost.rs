@@ -7,16 +7,8 @@ use serde_json::Value;
 
 use crate::support::cluster::{Story, claim, pod, snapshot};
 use crate::support::{Cluster, eventually};
-use crate::writer::{Writer, assert_all_is_there};
-use crate::{InstalledAtLast, Mode, POOLS, assert_nothing_is_left, cluster};
-
-/// Pods of the old cluster, and where they write.
-const WRITERS: [(&str, &str, Mode, &str); 4] = [
-    ("files-a", "plain", Mode::Filesystem, "a"),
-    ("blocks-a", "boxed", Mode::Block, "a"),
-    ("files-b", "boxed", Mode::Filesystem, "b"),
-    ("blocks-b", "plain", Mode::Block, "b"),
-];
+use crate::writer::{WRITERS, Writer, assert_all_is_there};
+use crate::{InstalledAtLast, POOLS, assert_nothing_is_left, cluster};
 
 /// What people remember of the old cluster: the volume of each claim, and how many blocks its pod had written.
 type Memory = BTreeMap<&'static str, (String, u64)>;

@@ -7,19 +7,12 @@ use crate::support::Cluster;
 use crate::support::cluster::{Story, claim, pod, restored, snapshot};
 use crate::support::lab::succeeded;
 use crate::uninstall::{documented_step, helm};
-use crate::writer::{Writer, assert_all_is_there};
+use crate::writer::{WRITERS, Writer, assert_all_is_there};
 use crate::{InstalledAtLast, Mode, POOLS, assert_nothing_is_left, cluster};
 
 /// The commit that is upgraded from. A release moves it forward; tests/run builds its image before the tests.
 const OLDER: &str = include_str!("older");
 const OLDER_IMAGE: &str = "cistern.dev/cistern:older";
-
-const WRITERS: [(&str, &str, Mode, &str); 4] = [
-    ("files-a", "plain", Mode::Filesystem, "a"),
-    ("blocks-a", "boxed", Mode::Block, "a"),
-    ("files-b", "boxed", Mode::Filesystem, "b"),
-    ("blocks-b", "plain", Mode::Block, "b"),
-];
 
 /// A command in the checkout, which must succeed.
 fn run(program: &str, arguments: &[&str]) {

@@ -17,6 +17,14 @@ done
 touch /tmp/stopped
 ";
 
+/// One of each mode in each pool, on both nodes: `(pod, pool, mode, node)`.
+pub const WRITERS: [(&str, &str, Mode, &str); 4] = [
+    ("files-a", "plain", Mode::Filesystem, "a"),
+    ("blocks-a", "boxed", Mode::Block, "a"),
+    ("files-b", "boxed", Mode::Filesystem, "b"),
+    ("blocks-b", "plain", Mode::Block, "b"),
+];
+
 /// A pod, its claim of the same name, and the process in it that writes.
 pub struct Writer<'a> {
     story: &'a Story<'a>,
